@@ -1,0 +1,1 @@
+"""Readers of bits: the keyed extractor (default) and adapters for others' decoders."""
