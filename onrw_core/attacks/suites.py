@@ -1,0 +1,189 @@
+"""Which attacks a figure is measured on, and which the optimisation sees.
+
+The suites are fixed lists (or fixed ranges) to report on. The training mix draws from continuous ranges that are
+wider than the suites and share no constant with them, so that no figure depends on having seen the suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from .base import Attack, attack, chain, or_default, parse, uniform
+
+__all__ = ["MIX", "SUITES", "Range", "TrainingMix", "suite", "training_mix"]
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "onrw12": (
+        "crop=.1",
+        "crop=.5",
+        "rotation=25",
+        "rotation=90",
+        "resize=.3",
+        "resize=.7",
+        "brightness=1.5",
+        "brightness=2",
+        "jpeg=80",
+        "jpeg=50",
+        "noise=.05",
+        "blur=1",
+    ),
+    "extended": (
+        "uniform=10",
+        "salt-pepper=.01",
+        "poisson=255",
+        "mean=3",
+        "contrast=.5",
+        "contrast=1.5",
+        "saturation=0",
+        "saturation=2",
+        "hue=20",
+        "sharpness=2",
+        "gamma=.67",
+        "gamma=1.5",
+        "perspective=.1",
+        "flip",
+        "aspect=.8",
+        "text=.1",
+        "border=.1",
+        "webp=80",
+        "webp=50",
+        "screenshot=.75",
+        "screenshot-border=.75",
+        "crop=.5+brightness=1.5+jpeg=80",
+    ),
+}
+
+QUARTER_TURNS = (90, 180, 270)
+
+
+@dataclass(frozen=True)
+class Range:
+    """An attack whose strength is drawn evenly from [low, high).
+
+    Attributes:
+        name: Key of `ATTACKS`.
+        low: Least strength.
+        high: Greatest strength.
+        weight: How often it is drawn, relative to the others of a mix.
+    """
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    weight: float = 1.0
+
+    def draw(self, generator: torch.Generator) -> Attack:
+        return attack(self.name, uniform(self.low, self.high, generator) if self.high > self.low else None)
+
+
+# The kinds of onrw12 with other strengths and places; resize by .5 to 1.2 of the side.
+RANDOM_RANGES = (
+    Range("crop-random", 0.1, 0.5),
+    Range("crop-random", 0.5, 0.9),
+    Range("rotation", -45, 45),
+    Range("resize", 0.25, 0.64),
+    Range("resize", 0.64, 1.44),
+    Range("brightness", 0.7, 1.3),
+    Range("brightness", 1.3, 2.0),
+    Range("jpeg", 40, 65),
+    Range("jpeg", 65, 90),
+    Range("noise", 0.02, 0.06),
+    Range("blur", 0.5, 1.3),
+)
+
+# What the optimisation sees. Geometry is undone exactly there, so it is rarer than what really destroys.
+MIX = (
+    Range("identity", weight=0.5),
+    Range("crop-random", 0.07, 0.95, weight=1.5),
+    Range("rotation", -180, 180, weight=1.0),
+    Range("resize", 0.18, 1.6, weight=1.0),
+    Range("aspect", 0.6, 1.6, weight=0.3),
+    Range("perspective", 0.02, 0.2, weight=0.3),
+    Range("brightness", 0.55, 2.2, weight=1.5),
+    Range("contrast", 0.4, 1.8, weight=0.3),
+    Range("saturation", 0.0, 2.2, weight=0.3),
+    Range("gamma", 0.55, 1.8, weight=0.3),
+    Range("hue", -40, 40, weight=0.2),
+    Range("jpeg", 33, 97, weight=2.0),
+    Range("webp", 35, 95, weight=0.5),
+    Range("noise", 0.01, 0.08, weight=1.5),
+    Range("blur", 0.3, 1.6, weight=1.0),
+    Range("sharpness", 0.3, 2.6, weight=0.2),
+)
+
+GEOMETRIC = frozenset({"crop-random", "rotation", "resize", "aspect", "perspective"})
+
+
+def suite(name: str, generator: torch.Generator | None = None) -> list[Attack]:
+    """The attacks of a suite: "onrw12", "onrw12-random" or "extended".
+
+    Args:
+        name: Which suite.
+        generator: Draws the strengths of "onrw12-random"; pass one to the attacks as well, for their places.
+
+    Raises:
+        ValueError: Unknown name, or "onrw12-random" without a generator.
+    """
+    if name in SUITES:
+        return [parse(text) for text in SUITES[name]]
+    if name != "onrw12-random":
+        raise ValueError(f"unknown suite {name!r}; choose from {', '.join([*SUITES, 'onrw12-random'])}")
+    if generator is None:
+        raise ValueError("suite 'onrw12-random' draws its strengths: pass a seeded torch.Generator")
+    attacks = [entry.draw(generator) for entry in RANDOM_RANGES]
+    turn = QUARTER_TURNS[int(torch.randint(len(QUARTER_TURNS), (), generator=generator))]
+    return [*attacks, attack("rotation", turn)]
+
+
+@dataclass(frozen=True)
+class TrainingMix:
+    """Random attacks for the optimisation.
+
+    Attributes:
+        ranges: What is drawn, with weights.
+        combined: Chance that a geometric attack is followed by one of the others, as websites do.
+    """
+
+    ranges: tuple[Range, ...] = MIX
+    combined: float = 0.3
+
+    def draw(self, generator: torch.Generator | None, count: int = 1) -> list[Attack]:
+        """Draw `count` attacks, of different kinds as far as there are enough."""
+        generator = or_default(generator)
+        picked = _pick(self.ranges, count, generator)
+        return [self._combine(entry, generator) for entry in picked]
+
+    def _combine(self, entry: Range, generator: torch.Generator) -> Attack:
+        first = entry.draw(generator)
+        others = tuple(other for other in self.ranges if other.name not in GEOMETRIC)
+        if entry.name not in GEOMETRIC or not others or uniform(0, 1, generator) >= self.combined:
+            return first
+        return chain([first, _pick(others, 1, generator)[0].draw(generator)])
+
+
+def training_mix(names: Iterable[str] | None = None) -> TrainingMix:
+    """The mix restricted to some kinds (default: all of `MIX`).
+
+    Raises:
+        ValueError: A kind that the mix does not hold, or none left.
+    """
+    if names is None:
+        return TrainingMix()
+    names = list(names)
+    known = [entry.name for entry in MIX]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(f"no attack {unknown or names} in the training mix; choose from {', '.join(known)}")
+    return TrainingMix(tuple(entry for entry in MIX if entry.name in names))
+
+
+def _pick(ranges: tuple[Range, ...], count: int, generator: torch.Generator) -> list[Range]:
+    weights = torch.tensor([entry.weight for entry in ranges], dtype=torch.float64)
+    picked: list[Range] = []
+    while len(picked) < count:
+        batch = min(count - len(picked), len(ranges))
+        picked += [ranges[i] for i in torch.multinomial(weights, batch, generator=generator).tolist()]
+    return picked

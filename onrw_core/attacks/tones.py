@@ -1,0 +1,71 @@
+"""Attacks on tone and colour, pixel by pixel: brightness, contrast, gamma, saturation, hue."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import register
+
+__all__ = ["LUMA"]
+
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601 weights of R, G, B
+
+# RGB -> YIQ (NTSC, 1953): luminance and two colour axes in which a turn is a change of hue.
+_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+_FACTOR = dict(low=0.0, high=4.0, unit="factor")
+
+
+@register("brightness", "Multiply all values; what passes white is lost.", default=1.5, **_FACTOR)
+def brightness(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
+    return images * strength
+
+
+@register("contrast", "Multiply the distance from the mean luminance.", default=1.5, **_FACTOR)
+def contrast(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
+    return _blend(_luma(images).mean((-2, -1), keepdim=True), images, strength)
+
+
+@register("saturation", "Multiply the distance from grey; 0 removes colour.", default=1.5, **_FACTOR)
+def saturation(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
+    return _blend(_luma(images), images, strength)
+
+
+@register(
+    "gamma",
+    "Raise all values to a power; above 1 darkens the middle tones.",
+    default=1.5,
+    low=0.2,
+    high=5.0,
+    unit="exponent",
+)
+def gamma(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
+    # A power below 1 has an infinite derivative at 0: stay half an 8-bit level away from it.
+    return images.clamp(0.5 / 255, 1) ** strength
+
+
+@register(
+    "hue",
+    "Turn the colours about the grey axis.",
+    default=20,
+    low=-180,
+    high=180,
+    unit="degrees of the colour circle",
+)
+def hue(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
+    to_yiq = torch.tensor(_YIQ, dtype=torch.float64)
+    cos, sin = math.cos(math.radians(strength)), math.sin(math.radians(strength))
+    turn = torch.tensor([[1, 0, 0], [0, cos, -sin], [0, sin, cos]], dtype=torch.float64)
+    matrix = (torch.linalg.inv(to_yiq) @ turn @ to_yiq).to(images)
+    return torch.einsum("ij,bjhw->bihw", matrix, images)
+
+
+def _luma(images: Tensor) -> Tensor:
+    return torch.einsum("c,bchw->bhw", torch.tensor(LUMA).to(images), images)[:, None]
+
+
+def _blend(base: Tensor, images: Tensor, factor: float) -> Tensor:
+    return base + factor * (images - base)
