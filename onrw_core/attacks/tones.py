@@ -7,11 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from ..metrics import luminance
 from .base import register
 
-__all__ = ["LUMA"]
-
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601 weights of R, G, B
+__all__: list[str] = []
 
 # RGB -> YIQ (NTSC, 1953): luminance and two colour axes in which a turn is a change of hue.
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -26,12 +25,12 @@ def brightness(images: Tensor, strength: float, generator: torch.Generator | Non
 
 @register("contrast", "Multiply the distance from the mean luminance.", default=1.5, **_FACTOR)
 def contrast(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
-    return _blend(_luma(images).mean((-2, -1), keepdim=True), images, strength)
+    return _blend(luminance(images).mean((-2, -1), keepdim=True), images, strength)
 
 
 @register("saturation", "Multiply the distance from grey; 0 removes colour.", default=1.5, **_FACTOR)
 def saturation(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
-    return _blend(_luma(images), images, strength)
+    return _blend(luminance(images), images, strength)
 
 
 @register(
@@ -61,10 +60,6 @@ def hue(images: Tensor, strength: float, generator: torch.Generator | None) -> T
     turn = torch.tensor([[1, 0, 0], [0, cos, -sin], [0, sin, cos]], dtype=torch.float64)
     matrix = (torch.linalg.inv(to_yiq) @ turn @ to_yiq).to(images)
     return torch.einsum("ij,bjhw->bihw", matrix, images)
-
-
-def _luma(images: Tensor) -> Tensor:
-    return torch.einsum("c,bchw->bhw", torch.tensor(LUMA).to(images), images)[:, None]
 
 
 def _blend(base: Tensor, images: Tensor, factor: float) -> Tensor:
