@@ -1,0 +1,65 @@
+"""RivaGAN's decoder in torch against onnxruntime; the ONNX reader."""
+
+import numpy as np
+import pytest
+import torch
+
+from onrw_core.extractors.errors import ExtractorError
+from onrw_core.extractors.loading import convert, load_extractor
+from onrw_core.extractors.rivagan import SCALE, THRESHOLD, RivaganExtractor, onnx_tensors, rivagan_file
+
+
+@pytest.fixture(scope="module")
+def path():
+    try:
+        return rivagan_file()
+    except ExtractorError:
+        pytest.skip("needs the package invisible-watermark")
+
+
+def images(*size):
+    return torch.rand(*size, generator=torch.Generator().manual_seed(0))
+
+
+def test_equals_onnxruntime(path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    extractor = RivaganExtractor.load()
+    assert extractor.num_bits == 32
+    for size in ((64, 64), (48, 80)):
+        x = images(2, 3, *size)
+        frames = (x.flip(1) * 2 - 1)[:, :, None].numpy()
+        (expected,) = session.run(None, {"frame": frames.astype(np.float32)})
+        actual = extractor.logits(x) / SCALE + THRESHOLD
+        # Noise drives the outputs to +-50, where float32 sums in another order differ in the fifth digit.
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_gradients_flow(path):
+    x = images(1, 3, 32, 32).requires_grad_()
+    RivaganExtractor.load().loss(x, torch.zeros(32, dtype=torch.int64)).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_converts_to_safetensors(path, tmp_path):
+    convert("rivagan", tmp_path / "rivagan.safetensors")
+    x = images(1, 3, 32, 32)
+    torch.testing.assert_close(
+        load_extractor(tmp_path / "rivagan.safetensors").logits(x), load_extractor("rivagan").logits(x)
+    )
+
+
+def test_damaged_onnx_files(path, tmp_path):
+    data = path.read_bytes()
+    broken = tmp_path / "broken.onnx"
+    for content in (data[: len(data) // 2], data[:1000], b"\xff" * 64, b"text, not ONNX at all"):
+        broken.write_bytes(content)
+        with pytest.raises(ExtractorError):
+            RivaganExtractor.load(broken)
+    with pytest.raises(ExtractorError, match="No such file"):
+        onnx_tensors(tmp_path / "none.onnx")
+
+
+def test_other_weights_are_not_taken_for_it():
+    with pytest.raises(ExtractorError, match="not RivaGAN's decoder"):
+        RivaganExtractor({"a": torch.zeros(1)})
