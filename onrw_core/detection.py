@@ -1,0 +1,199 @@
+"""Presence and match: how likely a reading is by chance.
+
+**Presence** (message unknown) holds for any picture, because the chance lies in the key. Under a wrong key the patterns
+are random directions of the band's d = 364 dimensions, whatever the tile t that they are compared with. So
+
+    cosine of one sync pattern and t:  cos^2 ~ Beta(1/2, (d - 1)/2)
+    part of the payload's K carriers in t (less its sync parts): ~ Beta(K/2, (d - 5 - K)/2), independent of the first.
+
+The sync cosine is the largest over all shifts; the expected number of peaks above a level u = cos sqrt(d) of a random field
+with second spectral moments L is A sqrt(det L) (2 pi)^(-3/2) u exp(-u^2/2) (Adler & Taylor 2007; here with the tail of the
+sphere), which counts the shifts as they are: correlated. Orientations, bit counts and geometries tried multiply it
+(Bonferroni). Both p-values are combined by their product q: P = q (1 - ln q) (Fisher).
+
+**Match** (message given): the number of equal bits is binomial with 1/2. The two are never mixed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .geometry import Geometry
+
+__all__ = [
+    "Reading",
+    "energy_log_p",
+    "log_beta_tail",
+    "match_log10_p",
+    "presence_log10_p",
+    "product_log_p",
+    "sync_log_p",
+    "threshold_bits",
+]
+
+FRACTION_TERMS = 300  # of the continued fraction; it converges in about sqrt(max(a, b)) of them
+TINY = 1e-300
+LN10 = math.log(10)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read from one picture.
+
+    Attributes:
+        detected: Whether a mark of this key is present at the false-positive rate that was asked for.
+        log10_p: Base-10 logarithm of the presence p-value, multiplicity of the search counted.
+        bits: (num_bits,) of 0/1, the best guess, given whether or not a mark was detected.
+        logits: (num_bits,), positive = bit 1.
+        num_bits: Bits of the mark, found by the reader.
+        geometry: How the picture lies in the marked frame (up to whole tiles of shift).
+        rotation: Degrees by which the marked picture was turned counter-clockwise.
+        scale: Size of the content relative to the marked frame.
+        shift: (x, y) of the picture's upper left corner in the marked frame modulo the tile, pixels of the marked frame.
+        flipped: Whether the picture is mirrored.
+        confidence: Smallest |logit| relative to the mean |logit|, 0 to 1.
+        seconds: Time the reading took.
+        searched: Whether the blind search was needed.
+        tile: (364,) coefficients of the average tile, set straight; for statistics over many keys.
+        tried: Number of tiles that were compared with the sync patterns.
+        payload: What the bits say, filled in by the message layer: text, id or None.
+    """
+
+    detected: bool
+    log10_p: float
+    bits: Tensor
+    logits: Tensor
+    num_bits: int
+    geometry: Geometry
+    rotation: float
+    scale: float
+    shift: tuple[float, float]
+    flipped: bool
+    confidence: float
+    seconds: float
+    searched: bool = False
+    tile: Tensor | None = field(default=None, repr=False)
+    tried: int = 1
+    payload: Any = None
+
+
+def log_beta_tail(x: np.ndarray | float, a: float, b: float) -> np.ndarray:
+    """Natural logarithm of P(Beta(a, b) > x), exact far into the tail (continued fraction, modified Lentz)."""
+    x = np.clip(np.atleast_1d(np.asarray(x, dtype=np.float64)), 0.0, 1.0)
+    # P(X > x) = I_{1-x}(b, a); the fraction converges fast on the side of the mean away from the argument.
+    y = 1 - x
+    tail = y < (b + 1) / (a + b + 2)
+    argument = np.where(tail, y, x)
+    p, q = np.where(tail, b, a), np.where(tail, a, b)
+    with np.errstate(divide="ignore"):
+        front = p * np.log(argument) + q * np.log1p(-argument) - np.log(p)
+    front = front + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    value = front + np.log(_beta_fraction(argument, p, q))
+    return np.where(tail, value, np.log1p(-np.minimum(np.exp(np.minimum(value, 0)), 1 - 1e-16)))
+
+
+def _beta_fraction(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The continued fraction of the incomplete beta function (Numerical Recipes 6.4)."""
+    c = np.ones_like(x)
+    d = 1 / _away(1 - (a + b) * x / (a + 1))
+    h = d
+    for m in range(1, FRACTION_TERMS):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        d, c = 1 / _away(1 + even * d), _away(1 + even / c)
+        h = h * d * c
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        d, c = 1 / _away(1 + odd * d), _away(1 + odd / c)
+        h = h * d * c
+        if np.all(np.abs(d * c - 1) < 1e-12):
+            break
+    return h
+
+
+def _away(value: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(value) < TINY, TINY, value)
+
+
+def sync_log_p(cosine: np.ndarray, roughness: np.ndarray, dimensions: int, area: float, tries: float) -> np.ndarray:
+    """Natural logarithm of the chance that the best sync cosine over all shifts and tries is this large.
+
+    Args:
+        cosine: Largest cosine.
+        roughness: sqrt(det L) of the tile's correlation, 1/pixel^2 (`alignment.roughness`).
+        dimensions: d.
+        area: Number of shifts in square pixels (64 * 64).
+        tries: Orientations x bit counts x geometries.
+    """
+    cosine = np.clip(np.asarray(cosine, dtype=np.float64), 1e-6, 1 - 1e-12)
+    tail = (dimensions - 4) / 2 * np.log1p(-(cosine**2))
+    peaks = np.log(area * roughness * (2 * np.pi) ** -1.5 * cosine * math.sqrt(dimensions)) + tail
+    single = log_beta_tail(cosine**2, 0.5, (dimensions - 1) / 2) - math.log(2) + math.log(area)
+    expected = np.minimum(peaks, single) + math.log(tries)
+    # The number of peaks is Poisson: at least one.
+    return np.log(-np.expm1(-np.exp(np.minimum(expected, 3.0)))) * (expected > -30) + expected * (expected <= -30)
+
+
+def energy_log_p(fraction: np.ndarray, carriers: int, dimensions: int) -> np.ndarray:
+    """Natural logarithm of the chance that `carriers` random directions hold this fraction of a tile's energy."""
+    return log_beta_tail(fraction, carriers / 2, (dimensions - carriers) / 2)
+
+
+def product_log_p(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Fisher's combination of two independent log p-values: q (1 - ln q) with q their product."""
+    log_q = np.minimum(first, 0) + np.minimum(second, 0)
+    return log_q + np.log1p(-log_q)
+
+
+def presence_log10_p(
+    cosine: float, roughness: float, fraction: float, num_bits: int, *, dimensions: int, syncs: int, area: float, tries: float
+) -> float:
+    """Base-10 logarithm of the presence p-value.
+
+    Args:
+        cosine: Best sync cosine over everything tried.
+        roughness: See `sync_log_p`.
+        fraction: Energy of the payload's carriers over the tile's energy without its sync parts, at that best place.
+        num_bits: K.
+        dimensions: Of the band, d.
+        syncs: Number of sync patterns.
+        area: Shifts, in square pixels.
+        tries: Orientations x sync patterns x geometries tried.
+    """
+    sync = sync_log_p(np.array([cosine]), np.array([roughness]), dimensions, area, tries)
+    energy = energy_log_p(np.array([fraction]), num_bits, dimensions - syncs)
+    return float(product_log_p(sync, energy)[0] / LN10)
+
+
+def match_log10_p(bits: Tensor, expected: Tensor) -> float:
+    """Base-10 logarithm of the chance that random bits agree with `expected` at least as well.
+
+    Args:
+        bits: (k,) of 0/1, read.
+        expected: (k,) of 0/1, given.
+    """
+    if bits.shape != expected.shape:
+        raise ValueError(f"{len(bits)} bits were read and {len(expected)} are expected; give as many as the mark has")
+    return _binomial_log10_tail(int((bits == expected).sum()), len(bits))
+
+
+def _binomial_log10_tail(equal: int, k: int) -> float:
+    total = sum(math.comb(k, n) for n in range(equal, k + 1))
+    return math.log10(total) - k * math.log10(2)
+
+
+def threshold_bits(k: int, fpr: float) -> int:
+    """Equal bits of k that chance reaches with probability at most `fpr`; k + 1 where even k of k are likelier."""
+    if not 0 < fpr < 1:
+        raise ValueError(f"fpr is {fpr}; a false-positive rate lies between 0 and 1, for example 1e-6")
+    return next((n for n in range(k + 1) if _binomial_log10_tail(n, k) <= math.log10(fpr)), k + 1)
+
+
+def confidence(logits: Tensor) -> float:
+    """Smallest |logit| over the mean |logit|."""
+    size = logits.abs()
+    return float(size.min() / size.mean().clamp(min=torch.finfo(size.dtype).tiny))

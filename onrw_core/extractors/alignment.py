@@ -1,0 +1,145 @@
+"""Alignment: which shift, flip or quarter turn of a tile agrees with which sync pattern.
+
+In the band, the correlation of a sync pattern s with the tile t moved by (x, y) is
+
+    c(x, y) = Re sum_k conj(s_k) t_k exp(2 pi i (kx x + ky y) / 64),
+
+so one inverse FFT gives it for all shifts; a few Newton steps find the peak between the pixels. The eight orientations
+of a tile only permute its frequencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .carriers import FREQUENCIES, TILE
+from .folding import shifted
+
+__all__ = ["ORIENTATIONS", "Alignment", "align", "oriented", "refine", "roughness"]
+
+GRID = 48  # shifts tried per side: steps of 4/3 pixels, an eighth of the shortest period
+NEWTON_STEPS = 4
+
+
+def _orientations() -> Tensor:
+    """Identity, quarter turns, and the same after a flip of x: (8, 2, 2), received to marked directions."""
+    turn = torch.tensor([[0, -1], [1, 0]])
+    flip = torch.tensor([[-1, 0], [0, 1]])
+    turns = [torch.linalg.matrix_power(turn.double(), n).round().long() for n in range(4)]
+    return torch.stack(turns + [t @ flip for t in turns])
+
+
+ORIENTATIONS = _orientations()
+
+
+@lru_cache(maxsize=1)
+def _permutations() -> tuple[Tensor, Tensor]:
+    """Source index and sign of the sine for each orientation and frequency, (8, 182) each."""
+    index = {tuple(k): i for i, k in enumerate(FREQUENCIES.tolist())}
+    source = torch.zeros(len(ORIENTATIONS), len(FREQUENCIES), dtype=torch.long)
+    sign = torch.ones(len(ORIENTATIONS), len(FREQUENCIES))
+    for o, orientation in enumerate(ORIENTATIONS):
+        for i, (kx, ky) in enumerate((FREQUENCIES @ orientation.T).tolist()):
+            target = index.get((kx, ky))
+            if target is None:
+                target = index[(-kx, -ky)]
+                sign[o, target] = -1
+            source[o, target] = i
+    return source, sign
+
+
+def oriented(tiles: Tensor) -> Tensor:
+    """All eight orientations of tiles: (N, 364) -> (N, 8, 364)."""
+    source, sign = _permutations()
+    a, b = tiles.chunk(2, -1)
+    return torch.cat([a[:, source], b[:, source] * sign.to(tiles)], -1)
+
+
+def roughness(tiles: Tensor) -> Tensor:
+    """Square root of the determinant of the second spectral moments, (N,), in 1/pixel^2.
+
+    It says how fast the correlation of a tile with a random pattern varies, hence how many independent shifts there are.
+    """
+    a, b = tiles.double().chunk(2, -1)
+    power = a * a + b * b
+    power = power / power.sum(-1, keepdim=True)
+    k = FREQUENCIES.double() * (2 * torch.pi / TILE)
+    moments = torch.einsum("nk,ki,kj->nij", power, k, k)
+    return torch.linalg.det(moments).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The best agreement of each tile with each sync pattern.
+
+    Attributes:
+        cosine: (N, S), of sync pattern and moved tile, before refinement between the pixels.
+        orientation: (N, S), index into `ORIENTATIONS`.
+        x, y: (N, S), pixels to move the oriented tile right and down.
+    """
+
+    cosine: Tensor
+    orientation: Tensor
+    x: Tensor
+    y: Tensor
+
+
+def _spectrum(tiles: Tensor) -> Tensor:
+    a, b = tiles.chunk(2, -1)
+    return torch.complex(a, b)
+
+
+def align(tiles: Tensor, sync: Tensor, orientations: Tensor | None = None) -> Alignment:
+    """Try all shifts and orientations of all tiles against all sync patterns.
+
+    Args:
+        tiles: (N, 364) float32.
+        sync: (S, 364), unit vectors.
+        orientations: Indices into `ORIENTATIONS` to try; None for all.
+    """
+    unit = oriented(F.normalize(tiles, dim=-1))
+    chosen = torch.arange(len(ORIENTATIONS)) if orientations is None else orientations
+    unit = _spectrum(unit[:, chosen])
+    product = unit[:, None] * _spectrum(sync.to(tiles)).conj()[None, :, None]  # (N, S, O, 182)
+    grid = product.new_zeros(*product.shape[:-1], GRID, GRID)
+    kx, ky = FREQUENCIES.unbind(1)
+    grid[..., ky % GRID, kx % GRID] = product
+    surface = torch.fft.ifft2(grid).real * GRID**2
+    best, index = surface.flatten(2).max(2)
+    step = TILE / GRID
+    shift = index % GRID**2
+    return Alignment(
+        best, chosen[index // GRID**2], (shift % GRID) * step, torch.div(shift, GRID, rounding_mode="floor") * step
+    )
+
+
+def refine(tile: Tensor, sync: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Move shifts to the nearby peak of the correlation by Newton's method.
+
+    Args:
+        tile: Oriented tiles, (..., 364).
+        sync: (..., 364).
+        x, y: (...).
+
+    Returns:
+        x, y, and the cosine there.
+    """
+    k = FREQUENCIES.to(tile) * (2 * torch.pi / TILE)
+    product = _spectrum(F.normalize(tile, dim=-1)) * _spectrum(sync.to(tile)).conj()
+    for _ in range(NEWTON_STEPS):
+        value = product * torch.exp(1j * (k[:, 0] * x[..., None] + k[:, 1] * y[..., None]))
+        gradient = -torch.einsum("...k,ki->...i", value.imag, k)
+        hessian = -torch.einsum("...k,ki,kj->...ij", value.real, k, k)
+        # Near the peak the Hessian is negative; otherwise a short step uphill.
+        determinant = hessian[..., 0, 0] * hessian[..., 1, 1] - hessian[..., 0, 1] ** 2
+        peak = (determinant > 0) & (hessian[..., 0, 0] < 0)
+        safe = torch.where(peak[..., None, None], hessian, -torch.eye(2).to(hessian))
+        step = -torch.linalg.solve(safe, gradient[..., None])[..., 0]
+        step = step.clamp(-1, 1)
+        x, y = x + step[..., 0], y + step[..., 1]
+    return x, y, (F.normalize(shifted(tile, x, y), dim=-1) * sync.to(tile)).sum(-1)

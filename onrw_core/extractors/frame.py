@@ -1,0 +1,93 @@
+"""Into the marked frame: luminance of a received picture, set straight when its geometry is known.
+
+Crops cost nothing (the tile is moved afterwards, see `folding.shifted`), quarter turns and flips are exact, everything
+else is resampled once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..geometry import Geometry, resample
+
+__all__ = ["Straight", "straighten"]
+
+MAX_SIDE = 4096  # of the frame, pixels
+EXACT = 1e-9
+
+
+class Straight(NamedTuple):
+    """Luminance in the marked frame.
+
+    Attributes:
+        y: (B, 1, H, W).
+        weight: (1, 1, H, W), 0 where there is no picture; None where there is everywhere.
+        x0, y0: Position of the upper left corner in the marked frame, pixels.
+    """
+
+    y: Tensor
+    weight: Tensor | None
+    x0: float
+    y0: float
+
+
+def straighten(y: Tensor, geometry: Geometry | None) -> Straight:
+    """Undo `geometry`.
+
+    Args:
+        y: Received luminance, (B, 1, H, W).
+        geometry: Takes received to marked coordinates; None for unchanged.
+
+    Returns:
+        The part of the marked frame that the picture covers; differentiable in `y`.
+    """
+    if geometry is None:
+        return Straight(y, None, 0.0, 0.0)
+    matrix = geometry.matrix / geometry.matrix[2, 2]
+    if float(matrix[2, :2].abs().max()) < EXACT:
+        linear = matrix[:2, :2]
+        turned = linear.round()
+        if float((linear - turned).abs().max()) < EXACT and abs(float(torch.linalg.det(turned))) == 1:
+            return _exact(y, matrix, turned)
+    scale = math.sqrt(abs(float(torch.linalg.det(matrix[:2, :2]))))
+    if scale < 0.8:  # the marked frame is smaller: low-pass first
+        height, width = y.shape[-2:]
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        y = F.interpolate(y, size=size, mode="bicubic", antialias=True, align_corners=False)
+        geometry = geometry @ Geometry.scale(width / size[1], height / size[0])
+    return _resampled(y, geometry)
+
+
+def _corners(height: int, width: int) -> Tensor:
+    return torch.tensor([[0, 0], [width, 0], [0, height], [width, height]], dtype=torch.float64)
+
+
+def _exact(y: Tensor, matrix: Tensor, turned: Tensor) -> Straight:
+    """Signed permutations of the axes: flips, quarter turns and, with neither, crops."""
+    corners = _corners(*y.shape[-2:]) @ matrix[:2, :2].T + matrix[:2, 2]
+    x0, y0 = corners.min(0).values.tolist()
+    if turned[0, 0] == 0:  # received x runs along marked y
+        y = y.transpose(-1, -2)
+        signs = (turned[0, 1], turned[1, 0])
+    else:
+        signs = (turned[0, 0], turned[1, 1])
+    dims = [dim for dim, sign in ((-1, signs[0]), (-2, signs[1])) if sign < 0]
+    return Straight(y.flip(dims) if dims else y, None, x0, y0)
+
+
+def _resampled(y: Tensor, geometry: Geometry) -> Straight:
+    corners = geometry.apply(_corners(*y.shape[-2:]))
+    # The marked frame begins at (0, 0): what lies before it are corners that a rotation left behind.
+    low = corners.min(0).values.clamp(min=0).floor()
+    high = torch.minimum(corners.max(0).values.ceil(), low + MAX_SIDE)
+    width, height = (int(v) for v in (high - low).clamp(min=1).tolist())
+    x0, y0 = low.tolist()
+    to_received = geometry.inverse() @ Geometry.shift(x0, y0)
+    weight = resample(torch.ones_like(y[:1, :1]), to_received, (height, width)).detach()
+    straight = resample(y, to_received, (height, width), mode="bicubic")
+    return Straight(straight, (weight > 0.999).to(y), x0, y0)
