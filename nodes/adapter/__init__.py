@@ -1,0 +1,23 @@
+"""The bridge between ComfyUI and the core: models, autoencoders, prompts, progress."""
+
+from .autoencoder import ComfyAutoencoder
+from .conditioning import NEGATIVE, POSITIVE, ComfyConditioning, from_comfy, prepared, to_comfy
+from .model import ComfyModel
+from .progress import Progress
+from .run import run
+from .weights import clean, normalise
+
+__all__ = [
+    "NEGATIVE",
+    "POSITIVE",
+    "ComfyAutoencoder",
+    "ComfyConditioning",
+    "ComfyModel",
+    "Progress",
+    "clean",
+    "from_comfy",
+    "normalise",
+    "prepared",
+    "run",
+    "to_comfy",
+]

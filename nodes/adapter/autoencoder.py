@@ -1,0 +1,55 @@
+"""A VAE of ComfyUI as the core's `Autoencoder`.
+
+`comfy.sd.VAE.decode` clamps (no gradient outside [0, 1]), may fall back to tiles and loads models on its own, so the
+network inside it is called directly. The latent's scale is the model's: the same VAE serves models of several scales.
+"""
+
+from __future__ import annotations
+
+import comfy.sd
+import torch
+from comfy.model_base import BaseModel
+from torch import Tensor
+
+from ...onrw_core.fingerprint import fingerprint
+from ...onrw_core.model import Autoencoder
+
+__all__ = ["ComfyAutoencoder"]
+
+
+class ComfyAutoencoder(Autoencoder):
+    """A loaded VAE.
+
+    Args:
+        vae: The VAE, its weights on its device.
+        model: Scales latents.
+
+    Raises:
+        ValueError: If the VAE is not one of images, or its channels are not the model's.
+    """
+
+    def __init__(self, vae: comfy.sd.VAE, model: BaseModel) -> None:
+        if vae.latent_dim != 2 or vae.output_channels != 3 or not isinstance(vae.downscale_ratio, int):
+            raise ValueError("vae: an image VAE is needed (SD1, SD2, SDXL or the embedded one), not one of video or audio")
+        if vae.latent_channels != model.latent_format.latent_channels:
+            raise ValueError(
+                f"vae: its latents have {vae.latent_channels} channels and the model's have "
+                f"{model.latent_format.latent_channels}; connect the VAE that belongs to the model"
+            )
+        self.vae = vae
+        self.network = vae.first_stage_model
+        self.model = model
+        self.factor = vae.downscale_ratio
+        self.channels = vae.latent_channels
+        self.name = f"{type(self.network).__name__}-{fingerprint(self.network.state_dict())}"
+        # ComfyUI maps the network's output to [0, 1] and clamps; two probes inside [0, 1] give the map without the clamp.
+        low, high = (vae.process_output(torch.tensor([value])).item() for value in (0.0, 0.25))
+        self.scale, self.offset = (high - low) / 0.25, low
+
+    def encode(self, images: Tensor) -> Tensor:
+        pixels = self.vae.process_input(images).to(self.vae.device, self.vae.vae_dtype)
+        return self.model.process_latent_in(self.network.encode(pixels).float()).to(images.device)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        z = self.model.process_latent_out(latents).to(self.vae.device, self.vae.vae_dtype)
+        return (self.network.decode(z).float() * self.scale + self.offset).to(latents.device)

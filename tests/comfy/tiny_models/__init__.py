@@ -1,0 +1,44 @@
+"""A custom node pack for tests only: makes ComfyUI's stock loaders recognise a Stable Diffusion 1 of toy size."""
+
+import comfy.latent_formats
+import comfy.supported_models
+from comfy.supported_models_base import ClipTarget
+
+CLIP = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "projection_dim": 64,
+}
+
+
+class TinySD1(comfy.supported_models.SD15):
+    """Stable Diffusion 1 with 32 channels and a context of 64."""
+
+    unet_config = {
+        "context_dim": 64,
+        "model_channels": 32,
+        "use_linear_in_transformer": False,
+        "adm_in_channels": None,
+        "use_temporal_attention": False,
+    }
+    unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
+
+    def clip_target(self, state_dict=None):
+        target = ClipTarget(comfy.sd1_clip.SD1Tokenizer, TinyClip)
+        return target
+
+
+class TinyClip(comfy.sd1_clip.SD1ClipModel):
+    """CLIP-L's text tower with two layers of 64 channels."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None, **kwargs):
+        options = {**(model_options or {}), "clip_l_model_config": CLIP}
+        super().__init__(device=device, dtype=dtype, model_options=options, **kwargs)
+
+
+if TinySD1.__name__ not in [model.__name__ for model in comfy.supported_models.models]:
+    comfy.supported_models.models.insert(0, TinySD1)
+
+NODE_CLASS_MAPPINGS = {}
