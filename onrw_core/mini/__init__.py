@@ -1,0 +1,7 @@
+"""The embedded model "mini": a small text-conditional latent diffusion model with its weights and its training."""
+
+from __future__ import annotations
+
+from .adapter import Mini, MiniAutoencoder, MiniModel, load_mini
+
+__all__ = ["Mini", "MiniAutoencoder", "MiniModel", "load_mini"]
