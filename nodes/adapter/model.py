@@ -6,10 +6,12 @@ and hooks, and every call below goes through the same functions as stock sampler
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import comfy.conds
+import comfy.model_management
 import comfy.samplers
 import torch
 from comfy.model_sampling import CONST, V_PREDICTION
@@ -49,8 +51,13 @@ class ComfyModel(DiffusionModel):
         self.prompts = prompts
         self.unet = unet
         self.sigmas = sampling.sigmas.detach().float().cpu().clone()
-        self.name = f"{type(guider.inner_model.model_config).__name__}-{fingerprint(unet.state_dict())}"
         self.prediction = "v" if isinstance(sampling, V_PREDICTION) else "eps"
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Family and fingerprint of the weights, patches included."""
+        family = type(self.guider.inner_model.model_config).__name__
+        return f"{family}-{fingerprint(self.unet.state_dict())}"
 
     def denoise(
         self, x: Tensor, sigma: Tensor, conditionings: Sequence[Conditioning], control: AttentionControl | None = None
@@ -90,6 +97,7 @@ class ComfyModel(DiffusionModel):
     def _options(
         self, x: Tensor, positive: Conditioning, control: AttentionControl | None
     ) -> tuple[dict[str, Any], AttentionMaps]:
+        comfy.model_management.throw_exception_if_processing_interrupted()  # Cancel acts within one call of the model
         maps = AttentionMaps()
         if control is None:
             return self.model_options, maps
