@@ -1,0 +1,152 @@
+"""What attention says about a picture: the constraint on its structure, and the mask of what its prompt names.
+
+Self-attention holds the layout. During optimisation it is kept close to that of the original branch (ONRW, arXiv
+2601.17388): ``mean over layers of mean (A - A_original)^2`` over the maps with at most (res / 16)^2 tokens, res being
+the picture's side. Cross-attention at res / 32 says where the prompt's words are (Hertz et al. 2023); averaged over
+heads, layers and tokens of meaning it is the pseudo-mask that confines the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .model import AttentionMaps, Conditioning
+
+__all__ = ["average_maps", "grid_size", "pseudo_mask", "record_rule", "self_attention_loss"]
+
+SELF_STRIDE = 2
+"""Latent positions per token and side of the finest self-attention in the constraint: res / 16 at 8 pixels each."""
+CROSS_STRIDE = 4
+"""The same for the cross-attention behind the pseudo-mask: res / 32."""
+DEEPEST_STRIDE = 64
+FLAT = 1e-6
+"""Relative range below which a map says nothing about places."""
+
+
+def _shrunk(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """What strided convolutions with padding leave of `size`: halves, rounded up."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def record_rule(size: tuple[int, int]) -> Callable[[str, int], bool]:
+    """Which maps the constraint and the pseudo-mask need, as `AttentionControl.record` wants it.
+
+    Args:
+        size: (h, w) of the latent.
+    """
+    finest_self = torch.Size(_shrunk(size, SELF_STRIDE)).numel()
+    cross = torch.Size(_shrunk(size, CROSS_STRIDE)).numel()
+
+    def record(kind: str, tokens: int) -> bool:
+        return tokens <= finest_self if kind == "self" else tokens == cross
+
+    return record
+
+
+def grid_size(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of a layer with `tokens` queries in a network on a latent of `size`.
+
+    Raises:
+        ValueError: No power of two divides the latent into that many tokens.
+    """
+    stride = 1
+    while stride <= DEEPEST_STRIDE:
+        height, width = _shrunk(size, stride)
+        if height * width == tokens:
+            return height, width
+        stride *= 2
+    raise ValueError(f"a layer with {tokens} tokens does not fit a latent of {size[0]}x{size[1]}; use another size")
+
+
+def self_attention_loss(maps: AttentionMaps, reference: AttentionMaps) -> Tensor:
+    """Mean squared difference of self-attention probabilities, averaged over layers.
+
+    Args:
+        maps: Of the branch that is optimised; (B, heads, N, N) a layer.
+        reference: Of the original branch; the same layers, B may be 1.
+
+    Returns:
+        A scalar, differentiable in `maps`.
+
+    Raises:
+        ValueError: The two hold different layers, or none.
+    """
+    if not maps.self_attention or maps.self_attention.keys() != reference.self_attention.keys():
+        raise ValueError(
+            f"the branches recorded {len(maps.self_attention)} and {len(reference.self_attention)} layers of "
+            "self-attention; record both with the same rule"
+        )
+    losses = [
+        (attention - reference.self_attention[layer].detach()).square().mean()
+        for layer, attention in maps.self_attention.items()
+    ]
+    return torch.stack(losses).mean()
+
+
+def average_maps(recorded: Sequence[AttentionMaps]) -> AttentionMaps:
+    """The mean over steps, layer by layer, of maps recorded with one rule.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not recorded:
+        raise ValueError("there are no attention maps to average; record at least one step")
+    count = len(recorded)
+    first = recorded[0]
+    return AttentionMaps(
+        {layer: sum(maps.self_attention[layer] for maps in recorded) / count for layer in first.self_attention},
+        {layer: sum(maps.cross_attention[layer] for maps in recorded) / count for layer in first.cross_attention},
+        dict(first.sizes),
+    )
+
+
+def pseudo_mask(
+    maps: AttentionMaps,
+    conditioning: Conditioning,
+    size: tuple[int, int],
+    *,
+    soft: bool = True,
+    threshold: float = 0.5,
+) -> Tensor:
+    """Where the prompt's words are.
+
+    The tokens are those of the conditioning's chosen word, else its content tokens, else all but the first (begin,
+    which attracts attention from everywhere). A prompt without words, or a map without contrast, confines nothing.
+
+    Args:
+        maps: Cross-attention, (B, heads, h*w, T) a layer.
+        conditioning: The prompt the maps were recorded under.
+        size: (h, w) of the mask, the latent's.
+        soft: Give the map itself rather than 0 or 1.
+        threshold: Of the hard mask, in [0, 1].
+
+    Returns:
+        (B, 1, h, w) in [0, 1], float32, without gradient; ones where nothing is confined.
+
+    Raises:
+        ValueError: No cross-attention was recorded, or a token lies beyond the maps.
+    """
+    if not maps.cross_attention:
+        raise ValueError("no cross-attention was recorded at this size; use a latent of at least 8x8, or no mask")
+    batch, _, _, tokens = next(iter(maps.cross_attention.values())).shape
+    chosen = conditioning.word or conditioning.content
+    if chosen is None:
+        chosen = tuple(range(1, tokens))
+    if not chosen:
+        return torch.ones(batch, 1, *size)
+    if max(chosen) >= tokens:
+        raise ValueError(f"the prompt's token {max(chosen)} lies beyond the {tokens} of the maps; encode it again")
+    layers = []
+    for layer, attention in maps.cross_attention.items():
+        heat = attention.detach().float()[..., list(chosen)].mean(dim=(1, 3))
+        heat = heat.reshape(batch, 1, *maps.sizes[layer])
+        layers.append(F.interpolate(heat, size, mode="bilinear", align_corners=False))
+    mask = torch.stack(layers).mean(0)
+    low, high = mask.amin((2, 3), keepdim=True), mask.amax((2, 3), keepdim=True)
+    flat = high - low <= FLAT * high
+    mask = torch.where(flat, 1.0, (mask - low) / (high - low).clamp(min=torch.finfo(mask.dtype).tiny))
+    return mask if soft else (mask >= threshold).float()
