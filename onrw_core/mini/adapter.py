@@ -15,7 +15,8 @@ from ..ode import sigmas_from_alphas_cumprod
 from .autoencoder import FACTOR, PatchAutoencoder
 from .diffusion import alphas_cumprod
 from .text import TextEncoder, Tokenizer
-from .unet import AttentionProbe, UNet
+from .transformer import AttentionProbe
+from .unet import UNet
 from .weights import WEIGHTS, load_autoencoder, load_text, load_unet
 
 __all__ = ["Mini", "MiniAutoencoder", "MiniModel", "load_mini"]

@@ -27,11 +27,10 @@ def sample(
     noise = torch.randn(
         len(prompts), mini.autoencoder.channels, side, side, generator=torch.Generator().manual_seed(seed)
     )
-    x = noise.to(positive.embeddings.device) * sigmas[0]
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return mini.model.guided(x, sigma, positive, null, guidance)[0]
 
-    for _, x in integrate(denoise, x, sigmas):
-        pass
-    return mini.autoencoder.decode(x).clamp(0, 1)
+    start = noise.to(positive.embeddings.device) * sigmas[0]
+    *_, (_, latents) = integrate(denoise, start, sigmas)
+    return mini.autoencoder.decode(latents).clamp(0, 1)

@@ -61,13 +61,14 @@ def train_unet(
     seed: int,
     budget: Budget,
     device: str,
-    config: UNetConfig = UNetConfig(),
+    config: UNetConfig | None = None,
 ) -> None:
     """Train (resuming ``out/unet.pt`` if it is there) and export the averaged weights into ``out``.
 
     Writes ``unet.pt``, ``unet.jsonl`` (loss, held-out error of v per timestep), ``unet_samples.png`` and the exported
     weight files at every checkpoint.
     """
+    config = UNetConfig() if config is None else config
     tokenizer = Tokenizer.from_captions(photos.captions)
     torch.manual_seed(seed)
     nets = nn.ModuleDict({"unet": UNet(config), "text": TextEncoder(len(tokenizer))}).to(device)

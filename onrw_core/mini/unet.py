@@ -1,27 +1,23 @@
 """Text-conditional UNet of the embedded model, in the layout of latent diffusion (Rombach et al. 2022).
 
 Structure and parameter names are those of the ``UNetModel`` that latent diffusion introduced and ComfyUI uses, so the
-state dict loads there as it is (``UNetConfig.comfy()`` gives the matching ``unet_config``). What is different is the
-seam for attention: a call takes an :class:`AttentionProbe`, which may record the probabilities of any attention layer
-or put others in their place. The output is computed the same way whether or not anything is recorded.
+state dict loads there as it is (``UNetConfig.comfy()`` gives the matching ``unet_config``).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..model import AttentionControl, AttentionMaps
+from .transformer import NORM_GROUPS, Attention, AttentionProbe, SpatialTransformer
 
-__all__ = ["AttentionProbe", "UNet", "UNetConfig"]
+__all__ = ["UNet", "UNetConfig"]
 
-NORM_GROUPS = 32
-FEED_FORWARD_MULTIPLE = 4
 TIMESTEP_PERIOD = 10000.0
 
 
@@ -79,46 +75,6 @@ class UNetConfig:
         }
 
 
-@dataclass
-class AttentionProbe:
-    """Records or replaces attention probabilities during one call of the UNet.
-
-    Attributes:
-        control: What to record and what to inject.
-        rows: Batch rows of the first conditioning; only these are recorded and replaced.
-        maps: What was recorded.
-    """
-
-    control: AttentionControl
-    rows: int
-    maps: AttentionMaps = field(default_factory=AttentionMaps)
-
-    def attend(self, name: str, kind: str, size: tuple[int, int], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of q, k, v (B, heads, N|M, d) -> (B, heads, N, d)."""
-        out = F.scaled_dot_product_attention(q, k, v)
-        injected = None
-        if kind == "self" and self.control.inject is not None:
-            injected = self.control.inject.self_attention.get(name)
-        if self.control.record(kind, q.shape[2]):
-            maps = self.maps.self_attention if kind == "self" else self.maps.cross_attention
-            maps[name] = injected if injected is not None else probabilities(q[: self.rows], k[: self.rows])
-            self.maps.sizes[name] = size
-        if injected is not None:
-            if injected.shape[1:] != (q.shape[1], q.shape[2], k.shape[2]):
-                raise ValueError(
-                    f"injected map of {name} has shape {tuple(injected.shape)}, the layer needs "
-                    f"(B, {q.shape[1]}, {q.shape[2]}, {k.shape[2]}); record it at the same latent size"
-                )
-            replaced = injected.to(v.dtype).to(v.device) @ v[: self.rows]
-            out = torch.cat([replaced, out[self.rows :]])
-        return out
-
-
-def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) in float32."""
-    return (q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-
-
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     """Cosines and sines of timesteps (B,), which may be fractional -> (B, width)."""
     half = width // 2
@@ -147,93 +103,6 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + self.out_layers(h)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of tokens (B,N,C) to themselves or to a context (B,M,K)."""
-
-    def __init__(self, channels: int, context: int, head_channels: int) -> None:
-        super().__init__()
-        self.heads = channels // head_channels
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context, channels, bias=False)
-        self.to_v = nn.Linear(context, channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(channels, channels))
-        self.layer = ""
-
-    def forward(self, x: Tensor, context: Tensor | None, size: tuple[int, int], probe: AttentionProbe | None) -> Tensor:
-        source = x if context is None else context
-        q, k, v = (
-            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for y in (self.to_q(x), self.to_k(source), self.to_v(source))
-        )
-        if probe is None:
-            out = F.scaled_dot_product_attention(q, k, v)
-        else:
-            out = probe.attend(self.layer, "self" if context is None else "cross", size, q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
-
-
-class GatedProjection(nn.Module):
-    """Linear layer with a GELU gate (Shazeer 2020)."""
-
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(channels, out * 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """Gated feed-forward layer."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        inner = channels * FEED_FORWARD_MULTIPLE
-        self.net = nn.Sequential(GatedProjection(channels, inner), nn.Identity(), nn.Linear(inner, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward."""
-
-    def __init__(self, channels: int, context: int, head_channels: int) -> None:
-        super().__init__()
-        self.attn1 = Attention(channels, channels, head_channels)
-        self.ff = FeedForward(channels)
-        self.attn2 = Attention(channels, context, head_channels)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.norm3 = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor, context: Tensor, size: tuple[int, int], probe: AttentionProbe | None) -> Tensor:
-        x = x + self.attn1(self.norm1(x), None, size, probe)
-        x = x + self.attn2(self.norm2(x), context, size, probe)
-        return x + self.ff(self.norm3(x))
-
-
-class SpatialTransformer(nn.Module):
-    """A transformer block on the positions of a feature map."""
-
-    def __init__(self, channels: int, context: int, head_channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context, head_channels)])
-        self.proj_out = nn.Linear(channels, channels)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
-
-    def forward(self, x: Tensor, context: Tensor, probe: AttentionProbe | None) -> Tensor:
-        size = (x.shape[2], x.shape[3])
-        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context, size, probe)
-        return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, size)
-
-
 class Downsample(nn.Module):
     """Convolution with stride 2."""
 
@@ -259,8 +128,9 @@ class Upsample(nn.Module):
 class UNet(nn.Module):
     """Latent (B,C,h,w), timesteps (B,) and text tokens (B,T,K) -> the network's raw output (B,C,h,w)."""
 
-    def __init__(self, config: UNetConfig = UNetConfig()) -> None:
+    def __init__(self, config: UNetConfig | None = None) -> None:
         super().__init__()
+        config = UNetConfig() if config is None else config
         self.config = config
         width, levels = config.width, len(config.multiples)
         embedding = width * 4
