@@ -78,7 +78,6 @@ def train_autoencoder(
     journal = TrainingLog(out / f"{name}.jsonl")
 
     def save() -> None:
-        set_latent_scale(model, held_out)
         save_atomic(checkpoint, {
             "model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
             "seconds": budget.seconds(), "config": model.config,
@@ -108,6 +107,8 @@ def train_autoencoder(
             if step % CHECKPOINT_EVERY == 0:
                 save()
     save()
+    # Only now: within training the scale decides how strong the noise is, so it must not depend on when one saves.
+    set_latent_scale(model, held_out)
     return model
 
 
