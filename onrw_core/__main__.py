@@ -1,0 +1,8 @@
+"""``python -m onrw_core`` is the command `onrw`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""``onrw attack``: do to photos what happens to photos."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .common import add_overwrite, number, plan, run_batch, say
+
+__all__ = ["add_arguments", "run"]
+
+
+class List(argparse.Action):
+    """--list: the attacks with their strengths."""
+
+    def __call__(self, parser, *_):
+        from ..attacks import ATTACKS
+
+        for name, kind in ATTACKS.items():
+            strength = f"{kind.default:g} ({kind.low:g} to {kind.high:g} {kind.unit})" if kind.unit else "-"
+            say(f"{name:16}{strength:44}{kind.description}")
+        parser.exit()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="photos, or folders of them")
+    parser.add_argument("-o", "--output", metavar="OUT|DIR", required=True, help="result, or a folder for PNG files")
+    parser.add_argument(
+        "--attack",
+        action="append",
+        required=True,
+        metavar="NAME[=STRENGTH]",
+        help="what to do; may be given several times, done in this order",
+    )
+    parser.add_argument("--list", action=List, nargs=0, help="list the attacks and their strengths")
+    parser.add_argument("--seed", type=number(int, 0, 2**53), default=0, metavar="S", help="random draws (default: 0)")
+    add_overwrite(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    jobs = plan(arguments.inputs, arguments.output, arguments.overwrite)
+
+    import torch
+
+    from .. import images
+    from ..attacks import chain, parse
+
+    attack = chain([parse(text) for text in arguments.attack])
+
+    def apply(job: tuple[Path, Path]) -> None:
+        source, result = job
+        attacked = attack(images.load(source).rgb[None], torch.Generator().manual_seed(arguments.seed)).images[0]
+        images.save(result, attacked, overwrite=arguments.overwrite)
+        say(f"{source} -> {result}: {attack}, {attacked.shape[-1]}x{attacked.shape[-2]}")
+
+    return run_batch(jobs, apply, name=lambda job: job[0])

@@ -1,0 +1,152 @@
+"""What the commands share: keys, where results go, batches, progress."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ..cli import BAD_INPUT, OK, SOME_FAILED
+from ..keys import ENVIRONMENT, Key
+
+__all__ = [
+    "add_key",
+    "add_overwrite",
+    "expand",
+    "json_line",
+    "load_key",
+    "progress_bar",
+    "plan",
+    "number",
+    "run_batch",
+    "say",
+]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+LOSSLESS = ".png"  # what is written into folders
+
+
+def add_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key", metavar="FILE", help=f"key file; else the variable {ENVIRONMENT} holds its text")
+
+
+def load_key(path: str | None) -> Key:
+    """The key of --key or of the environment."""
+    if path is not None:
+        return Key.load(path)
+    if ENVIRONMENT not in os.environ:
+        raise ValueError(
+            f"no key: give --key FILE, or the file's line in the environment variable {ENVIRONMENT}; "
+            "`onrw key new -o FILE` makes one"
+        )
+    return Key.from_environment()
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist, the input included")
+
+
+def number(kind: type, low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number from `low` to `high`."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range; give {low:g} to {high:g}")
+        return value
+
+    return convert
+
+
+def expand(inputs: Iterable[str]) -> list[Path]:
+    """Files as they are, folders as the images that lie in them, sorted.
+
+    Raises:
+        ValueError: If a folder holds no image.
+    """
+    files: list[Path] = []
+    for path in map(Path, inputs):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not found:
+            raise ValueError(f"folder {path}: no image in it ({', '.join(SUFFIXES)})")
+        files += found
+    return files
+
+
+def plan(inputs: Sequence[str], output: str, overwrite: bool) -> list[tuple[Path, Path]]:
+    """Which file goes where, checked before any work is done.
+
+    One file goes to the file `output`; several, a folder's, or any when `output` is a folder or ends with a slash, go
+    into that folder as PNG files of the same name. The folder is made.
+
+    Raises:
+        ValueError: If something would be overwritten, or cannot be written.
+    """
+    files, target = expand(inputs), Path(output)
+    many = len(files) > 1 or any(Path(path).is_dir() for path in inputs)
+    if many or target.is_dir() or output.endswith(("/", os.sep)):
+        if target.exists() and not target.is_dir():
+            raise ValueError(f"output {target}: is a file, and {len(files)} pictures need a folder")
+        jobs = [(file, target / (file.stem + LOSSLESS)) for file in files]
+    else:
+        jobs = [(files[0], target)]
+    seen: dict[Path, Path] = {}
+    for file, result in jobs:
+        if result.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"output {result}: unknown kind of file; end its name in one of {', '.join(SUFFIXES)}")
+        if result in seen:
+            raise ValueError(f"{seen[result]} and {file} would both become {result}; mark them in two runs")
+        seen[result] = file
+        if result.exists() and not overwrite:
+            what = "is the input itself" if file.exists() and result.samefile(file) else "exists"
+            raise ValueError(f"output {result}: {what}; name another, or give --overwrite")
+    if jobs[0][1] is not target:
+        target.mkdir(parents=True, exist_ok=True)
+    folder = jobs[0][1].parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"output {jobs[0][1]}: cannot be written, {folder} is no folder that you can write to")
+    return jobs
+
+
+def run_batch(items: Sequence, work: Callable, name: Callable[..., Path]) -> int:
+    """Do `work` for each item; a bad one is named and the others are done all the same.
+
+    Returns:
+        The exit code: 0 all done, 1 some, 2 none.
+    """
+    failed = 0
+    for item in items:
+        try:
+            work(item)
+        except (ValueError, OSError) as error:
+            failed += 1
+            file, text = str(name(item)), str(error)
+            print(f"onrw: error: {text if file in text else f'{file}: {text}'}", file=sys.stderr)
+    if not failed:
+        return OK
+    return SOME_FAILED if failed < len(items) else BAD_INPUT
+
+
+def progress_bar(label: str):
+    """A progress bar on stderr, silent where that is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(desc=label, disable=None, leave=False, file=sys.stderr)
+
+
+def json_line(**fields) -> None:
+    """One JSON object on a line of its own."""
+    print(json.dumps(fields, ensure_ascii=False), flush=True)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)

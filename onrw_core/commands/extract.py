@@ -1,0 +1,115 @@
+"""``onrw extract``: read marks from photos alone."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import add_key, expand, json_line, load_key, run_batch, say
+
+if TYPE_CHECKING:
+    from ..detection import Reading
+
+__all__ = ["add_arguments", "p_value", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="photos, or folders of them")
+    add_key(parser)
+    expected = parser.add_mutually_exclusive_group()
+    expected.add_argument("--expect-bits", metavar="0101...", help="compare with these raw bits")
+    expected.add_argument("--expect-id", metavar="HEX", help="compare with this id")
+    parser.add_argument("--fpr", type=_rate, default=1e-6, metavar="P", help="rate of false alarms (default: 1e-6)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    key = load_key(arguments.key)
+    files = expand(arguments.inputs)
+
+    from .. import images
+    from ..detection import match_log10_p
+    from ..extractors.keyed import KeyedExtractor
+    from ..message import ID_BITS, SIZES, Decoded, decode, encode_id, raw
+
+    expected = None
+    if arguments.expect_bits is not None:
+        expected = raw(arguments.expect_bits).bits
+        if len(expected) not in SIZES:
+            raise ValueError(f"--expect-bits: {len(expected)} bits; a mark carries one of {', '.join(map(str, SIZES))}")
+    elif arguments.expect_id is not None:
+        expected = encode_id(arguments.expect_id, key).bits
+    extractor = KeyedExtractor(key, ID_BITS if expected is None else len(expected))
+
+    def read(file: Path) -> None:
+        reading = extractor.read(images.load(file).rgb, fpr=arguments.fpr)
+        bits, message = _best_guess(reading, extractor), Decoded()
+        if reading.detected:
+            bits, message = reading.bits, decode(reading.logits, key)
+        match = None
+        if expected is not None and len(bits) == len(expected):
+            equal = (bits == expected).double().mean().item()
+            match = {"bit_accuracy": round(equal, 4), "log10_p": round(match_log10_p(bits, expected), 2)}
+        if arguments.json:
+            json_line(
+                input=str(file),
+                detected=reading.detected,
+                log10_p=round(reading.log10_p, 2),
+                bits="".join(map(str, bits.tolist())),
+                text=message.text,
+                id=message.id,
+                **({} if expected is None else {"match": match}),
+                geometry={
+                    "rotation": round(reading.rotation, 3),
+                    "scale": round(reading.scale, 5),
+                    "shift": [round(value, 2) for value in reading.shift],
+                },
+                seconds=round(reading.seconds, 3),
+            )
+            return
+        say(f"{file}: {_sentence(reading, message, bits)}")
+        if expected is not None:
+            found = "another number of bits" if match is None else f"{match['bit_accuracy']:.1%} of the bits agree"
+            chance = "" if match is None else f" (by chance: {p_value(match['log10_p'])})"
+            say(f"  expected: {found}{chance}")
+
+    return run_batch(files, read, name=lambda file: file)
+
+
+def p_value(log10_p: float) -> str:
+    """A p-value in words: "p = 0.31" or "p = 1e-12"."""
+    return f"p = {10**log10_p:.2g}" if log10_p > -3 else f"p = 1e{log10_p:.0f}"
+
+
+def _sentence(reading: Reading, message, bits) -> str:
+    if not reading.detected:
+        return f"nothing found ({p_value(reading.log10_p)})"
+    if message.kind:
+        found = f"{message.kind} {message.value}"
+    elif message.version:
+        found = "a message of a later version; update onrw to read it"
+    else:
+        found = f"no message, bits {''.join(map(str, bits.tolist()))}"
+    flip = ", mirrored" if reading.flipped else ""
+    return (
+        f"marked ({p_value(reading.log10_p)}), {found}; rotation {reading.rotation:.1f} degrees, "
+        f"scale {reading.scale:.3f}{flip}"
+    )
+
+
+def _best_guess(reading: Reading, extractor):
+    """The bits of a mark of the expected length, though none was detected."""
+    payload = extractor.carriers.payload[: extractor.num_bits].to(reading.tile)
+    return (payload @ reading.tile > 0).long()
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a rate of false alarms lies between 0 and 1, e.g. 1e-6")
+    return value
