@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from onrw_core.extractors.errors import ExtractorError
 from onrw_core.extractors.loading import convert, load_extractor
@@ -27,12 +28,12 @@ def test_equals_onnxruntime(path):
     extractor = RivaganExtractor.load()
     assert extractor.num_bits == 32
     for size in ((64, 64), (48, 80)):
-        x = images(2, 3, *size)
+        # As smooth as photos: on noise the outputs reach 200, where float32 itself is off by 1e-4.
+        x = F.interpolate(images(2, 3, 8, 8), size=size, mode="bicubic").clamp(0, 1)
         frames = (x.flip(1) * 2 - 1)[:, :, None].numpy()
         (expected,) = session.run(None, {"frame": frames.astype(np.float32)})
         actual = extractor.logits(x) / SCALE + THRESHOLD
-        # Noise drives the outputs to +-50, where float32 sums in another order differ in the fifth digit.
-        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=1e-4)
 
 
 def test_gradients_flow(path):

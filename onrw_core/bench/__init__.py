@@ -1,0 +1,1 @@
+"""Benchmarks: robustness beside peers (`robustness`), speed beside the published loop (`speed`)."""

@@ -1,0 +1,130 @@
+"""An adversary with marked pictures, or with the decoder, but without the key.
+
+The keyed mark is periodic, so that folding a marked picture modulo its tile gives an estimate of the mark:
+
+    tile = mean over all tiles of (picture - its local mean)
+
+The better the more pictures there are with the same message. It can be subtracted (removal) or added to another
+picture (forgery). Whoever holds a decoder can do more: optimise any picture until it reads what he wants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..extractors.keyed import KeyedExtractor
+from ..keys import Key
+from ..rounding import round_8bit
+from .cache import Cache, generator_for
+from .photos import Photo
+from .statistics import judge
+from .systems import Onrw
+
+__all__ = ["adversarial", "estimated_tile", "tiled"]
+
+TILE = 64  # pixels; public, as the wire format is
+MEAN_RADIUS = 4  # pixels of the local mean that an adversary takes off
+GAINS = (1.0, 2.0)  # of the subtracted or added estimate
+PRESENCE_LIMIT = -6.0  # log10 of the false-positive rate
+
+SURVIVES = "should still be read"
+FORGED = "forged if present"
+
+
+def estimated_tile(images: list[Tensor]) -> Tensor:
+    """What repeats every `TILE` pixels in all the pictures, (3, TILE, TILE), mean 0.
+
+    Args:
+        images: Pictures (3, H, W), at least one tile large, the tile beginning at the upper left corner.
+    """
+    tiles = []
+    for image in images:
+        side = 2 * MEAN_RADIUS + 1
+        high = image - F.avg_pool2d(image[None], side, 1, MEAN_RADIUS, count_include_pad=False)[0]
+        rows, columns = image.shape[1] // TILE, image.shape[2] // TILE
+        high = high[:, : rows * TILE, : columns * TILE]
+        tiles.append(high.reshape(3, rows, TILE, columns, TILE).mean((1, 3)))
+    tile = torch.stack(tiles).mean(0)
+    return tile - tile.mean((1, 2), keepdim=True)
+
+
+def tiled(tile: Tensor, size: tuple[int, int]) -> Tensor:
+    """The tile repeated over (height, width)."""
+    rows, columns = -(-size[0] // TILE), -(-size[1] // TILE)
+    return tile.repeat(1, rows, columns)[:, : size[0], : size[1]]
+
+
+def adversarial(system: Onrw, cache: Cache, photos: list[Photo], key: Key, seed: int) -> list[dict[str, Any]]:
+    """All cases for one system whose photos have been marked.
+
+    Args:
+        system: With the keyed extractor.
+        cache: Of that system.
+        photos: The photos of the benchmark.
+        key: The key.
+        seed: Of the benchmark.
+
+    Returns:
+        Per case: case, meaning, n, present (rate of presence at 1e-6), bit_accuracy of the message in question.
+    """
+    found = [(photo, cache.mark(photo)) for photo in photos]
+    marked = [(photo, image, note) for photo, (image, note) in found]
+    second = _with_key(system, generator_for(seed, "second key"))
+    average = estimated_tile([image for _, image, _ in marked])
+    outcomes: dict[tuple[str, str], list[dict]] = {}
+
+    def read(case: str, meaning: str, image: Tensor, by: Onrw, bits: str) -> None:
+        outcome = by.read(round_8bit(image), tuple(image.shape[-2:]))
+        record = judge(outcome, torch.tensor([int(b) for b in bits]), key, "")
+        outcomes.setdefault((case, meaning), []).append(record)
+
+    for i, (photo, image, note) in enumerate(marked):
+        other = photos[(i + 1) % len(photos)].image
+        generator = generator_for(seed, photo.name, "adversarial")
+        bits = torch.randint(2, (system.num_bits,), generator=generator)
+        text = "".join(map(str, bits.tolist()))
+        again, _ = second.mark(replace(photo, image=image), bits, generator)
+        read("marked again with another key: first mark", SURVIVES, again, system, note["bits"])
+        read("marked again with another key: second mark", SURVIVES, again, second, text)
+        own = estimated_tile([image])
+        for gain in GAINS:
+            size = tuple(image.shape[-2:])
+            minus = image - gain * tiled(own, size)
+            read(f"own tile subtracted x{gain:g}", SURVIVES, minus, system, note["bits"])
+            if len(marked) > 1:
+                minus = image - gain * tiled(average, size)
+                read(
+                    f"tile of all {len(marked)} photos subtracted x{gain:g}",
+                    SURVIVES,
+                    minus,
+                    system,
+                    note["bits"],
+                )
+                pasted = other + gain * tiled(own, tuple(other.shape[-2:]))
+                read(f"own tile pasted elsewhere x{gain:g}", FORGED, pasted, system, note["bits"])
+        forger = replace(
+            system, space="pixel", settings_=replace(system.settings_, attention_weight=0.0, mask="none")
+        )
+        forged, _ = forger.mark(photo, bits, generator)
+        read("pixels optimised with the key in hand", FORGED, forged, system, text)
+    return [
+        {
+            "case": case,
+            "meaning": meaning,
+            "n": len(records),
+            "present": fmean(r["log10_presence"] <= PRESENCE_LIMIT for r in records),
+            "bit_accuracy": fmean(r["accuracy"] for r in records),
+        }
+        for (case, meaning), records in outcomes.items()
+    ]
+
+
+def _with_key(system: Onrw, generator: torch.Generator) -> Onrw:
+    secret = bytes(torch.randint(256, (32,), generator=generator).tolist())
+    return replace(system, extractor=KeyedExtractor(Key(secret), system.num_bits))

@@ -1,0 +1,85 @@
+"""Charts of the benchmarks; matplotlib comes with the extra [bench]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+__all__ = ["robustness_chart", "speed_chart"]
+
+INCHES_PER_ATTACK = 0.42
+DPI = 130
+
+
+def robustness_chart(report: dict[str, Any], path: Path) -> None:
+    """Bit accuracy by attack, and the trade-off between it and PSNR.
+
+    Args:
+        report: What `robustness.report` gives.
+        path: Picture file to write.
+    """
+    plt = _pyplot()
+    systems = report["systems"]
+    labels = list(dict.fromkeys(row for s in systems for row in s["attacks"]))
+    figure, (bars, trade) = plt.subplots(
+        2, 1, figsize=(max(8, INCHES_PER_ATTACK * len(labels) + 2), 9), height_ratios=(3, 2)
+    )
+    width = 0.8 / len(systems)
+    for i, s in enumerate(systems):
+        rows = [s["attacks"].get(label) for label in labels]
+        positions = [x + (i - (len(systems) - 1) / 2) * width for x, row in enumerate(rows) if row]
+        heights = [row["bit_accuracy"] for row in rows if row]
+        bars.bar(positions, heights, width, label=f"{s['name']} ({s['psnr']:.1f} dB)")
+        for suite, figures in s["suites"].items():
+            trade.scatter(s["psnr"], figures["bit_accuracy"], color=f"C{i}")
+            trade.annotate(f"{s['name']}, {suite}", (s["psnr"], figures["bit_accuracy"]), fontsize=7)
+    bars.set_xticks(range(len(labels)), labels, rotation=60, ha="right")
+    bars.set_ylim(0.45, 1.01)
+    bars.set_ylabel("bit accuracy")
+    bars.legend(fontsize=8, loc="lower left")
+    bars.set_title(f"{report['photos']} photos, {report['size']} px")
+    trade.set_xlabel("PSNR of the marked picture, dB")
+    trade.set_ylabel("mean bit accuracy")
+    trade.margins(x=0.15)
+    _save(figure, path)
+
+
+def speed_chart(report: dict[str, Any], path: Path) -> None:
+    """Seconds to success of both loops, and where ours spends its time."""
+    plt = _pyplot()
+    figure, (total, parts) = plt.subplots(1, 2, figsize=(10, 4))
+    names = ["published loop", "this library"]
+    values = [report["published"]["seconds_to_success"], report["ours"]["seconds_to_success"]]
+    reached = [report["published"]["success"], report["ours"]["success"]]
+    total.barh(names, values)
+    for i, (value, success) in enumerate(zip(values, reached, strict=True)):
+        total.text(value, i, f" {value:.1f} s" if success else f" > {value:.1f} s", va="center")
+    total.set_xlabel("seconds to success, median over photos")
+    total.margins(x=0.2)
+    left = [0.0, 0.0]
+    for part in report["ours"]["breakdown"]:
+        seconds = [report[loop]["breakdown"][part] for loop in ("published", "ours")]
+        parts.barh(names, seconds, left=left, label=part)
+        left = [a + b for a, b in zip(left, seconds, strict=True)]
+    parts.set_xlabel("seconds an iteration")
+    parts.legend(fontsize=7)
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("charts need matplotlib: pip install onrw[bench]") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=DPI, format=path.suffix[1:] or "png")
+    temporary.replace(path)
+    _pyplot().close(figure)

@@ -1,0 +1,98 @@
+"""From readings to figures: rates, intervals by photo, worst photos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from statistics import fmean, stdev
+from typing import Any
+
+from ..detection import match_log10_p
+from ..keys import Key
+from ..message import SIZES, decode
+from .systems import Outcome
+
+__all__ = ["FPRS", "interval", "judge", "summary", "worst"]
+
+FPRS = (1e-3, 1e-6)
+NORMAL_95 = 1.96
+
+Record = dict[str, Any]
+
+
+def judge(outcome: Outcome, expected, key: Key, value: str) -> Record:
+    """Compare a reading with what was marked.
+
+    A reading with another number of bits than were marked is judged by the bits that both have, as far as accuracy
+    goes, and is never the right message.
+
+    Args:
+        outcome: What was read.
+        expected: (k,) of 0/1, marked.
+        key: Of the message schema.
+        value: The id that the bits carry; "" for raw bits.
+
+    Returns:
+        accuracy, word (all bits right), message (right after error correction), log10_match, log10_presence, seconds.
+    """
+    record: Record = {"seconds": round(outcome.seconds, 4), "log10_presence": outcome.log10_presence}
+    if outcome.bits is None:
+        return record | {"accuracy": 0.5, "word": False, "message": False, "log10_match": 0.0, "bits": 0}
+    bits = outcome.bits
+    shared = min(len(bits), len(expected))
+    accuracy = (bits[:shared] == expected[:shared]).float().mean().item() if shared else 0.5
+    same = len(bits) == len(expected)
+    message = False
+    if same and value and len(bits) in SIZES:
+        values = bits if outcome.logits is None else outcome.logits
+        message = decode(values, key).value == value
+    return record | {
+        "accuracy": round(accuracy, 5),
+        "word": same and accuracy == 1,
+        "message": message,
+        "log10_match": round(match_log10_p(bits, expected), 3) if same else 0.0,
+        "bits": len(bits),
+    }
+
+
+def positive(record: Record, fpr: float) -> bool:
+    """Presence and the right message, each at false-positive rate `fpr`; match alone where there is no presence."""
+    limit = math.log10(fpr)
+    presence = record["log10_presence"]
+    return record["log10_match"] <= limit and (presence is None or presence <= limit)
+
+
+def summary(records: Iterable[Record]) -> Record:
+    """Figures of some readings: n, rates in [0, 1], seconds, and the interval of the accuracy by photo."""
+    records = list(records)
+    figures: Record = {
+        "n": len(records),
+        "bit_accuracy": fmean(r["accuracy"] for r in records),
+        "word_accuracy": fmean(r["word"] for r in records),
+        "message_rate": fmean(r["message"] for r in records),
+        "seconds": fmean(r["seconds"] for r in records),
+        "photos": len({r["photo"] for r in records}),
+        "interval": interval(records),
+    }
+    for fpr in FPRS:
+        figures[f"tpr_{fpr:g}"] = fmean(positive(r, fpr) for r in records)
+    return figures
+
+
+def by_photo(records: Iterable[Record]) -> dict[str, float]:
+    """Mean bit accuracy of each photo."""
+    groups: dict[str, list[float]] = {}
+    for r in records:
+        groups.setdefault(r["photo"], []).append(r["accuracy"])
+    return {photo: fmean(values) for photo, values in groups.items()}
+
+
+def interval(records: Iterable[Record]) -> float:
+    """Half width of the 95 % interval of the mean bit accuracy, photos being the independent draws."""
+    means = list(by_photo(records).values())
+    return NORMAL_95 * stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+
+
+def worst(records: Iterable[Record], count: int = 5) -> list[tuple[str, float]]:
+    """The photos with the lowest mean bit accuracy."""
+    return sorted(by_photo(records).items(), key=lambda item: item[1])[:count]

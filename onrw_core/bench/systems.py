@@ -1,0 +1,135 @@
+"""What is benchmarked: something that marks a photo with bits and reads bits from a picture."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..extractors.base import Extractor
+from ..extractors.keyed import KeyedExtractor
+from ..mini import Mini
+from ..optimise import Settings
+from ..pipeline import embed
+from .photos import Photo
+from .spaces import EMPTY, PixelAutoencoder, StillModel
+
+__all__ = ["Onrw", "Outcome", "System"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a system read from one picture.
+
+    Attributes:
+        bits: (k,) of 0/1; None where the system gave up.
+        logits: (k,) soft bits, where the system has them.
+        log10_presence: Its presence p-value, where it has one.
+        seconds: Time the reading took.
+    """
+
+    bits: Tensor | None
+    logits: Tensor | None = None
+    log10_presence: float | None = None
+    seconds: float = 0.0
+
+
+class System(ABC):
+    """A watermarking system under test.
+
+    Attributes:
+        name: Its name in tables, unique in a run.
+        num_bits: Bits it carries.
+    """
+
+    name: str
+    num_bits: int
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All that its marks and readings depend on, as JSON values; marks and readings are cached under its hash."""
+
+    @abstractmethod
+    def mark(self, photo: Photo, bits: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        """The marked picture (3, H, W) in multiples of 1/255, and further facts to note."""
+
+    @abstractmethod
+    def read(self, image: Tensor, original_size: tuple[int, int]) -> Outcome:
+        """Read (3, H, W). `original_size` (height, width) is for systems that cannot do without."""
+
+
+@dataclass
+class Onrw(System):
+    """This library.
+
+    Attributes:
+        name: See `System`.
+        extractor: The reader.
+        settings_: Of the optimisation.
+        mini: The embedded model; None only in pixel space.
+        space: One of `spaces.SPACES`.
+        size: Working size in pixels; None for the photo's own.
+        fingerprint: Of the key, for the cache.
+        device: Where models run.
+    """
+
+    name: str
+    extractor: Extractor
+    settings_: Settings
+    mini: Mini | None
+    space: str = "noise"
+    size: int | None = None
+    fingerprint: str = ""
+    device: str = "cpu"
+    num_bits: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_bits = self.extractor.num_bits
+        self._still, self._pixels = StillModel(), PixelAutoencoder()
+
+    def settings(self) -> dict[str, Any]:
+        model = "" if self.mini is None else f"{self.mini.model.name} {self.mini.autoencoder.name}"
+        return {
+            "system": "onrw",
+            "version": __version__,
+            "extractor": self.extractor.name,
+            "bits": self.num_bits,
+            "key": self.fingerprint,
+            "model": model if self.space != "pixel" else "",
+            "space": self.space,
+            "size": self.size,
+            "settings": asdict(self.settings_),
+        }
+
+    def mark(self, photo: Photo, bits: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        if self.space == "noise":
+            model, positive, null = self.mini.model, self.mini.encode(photo.prompt), self.mini.encode("")
+        else:
+            model, positive, null = self._still, EMPTY, EMPTY
+        marked = embed(
+            photo.image.to(self.device),
+            model,
+            self._pixels if self.space == "pixel" else self.mini.autoencoder,
+            self.extractor,
+            bits,
+            positive=positive,
+            null=null,
+            settings=self.settings_,
+            generator=generator,
+            size=self.size or min(photo.image.shape[-2:]),
+        )
+        return marked.image.cpu(), {"iterations": marked.iterations}
+
+    def read(self, image: Tensor, original_size: tuple[int, int]) -> Outcome:
+        start = time.perf_counter()
+        if isinstance(self.extractor, KeyedExtractor):
+            reading = self.extractor.read(image)
+            return Outcome(reading.bits, reading.logits, reading.log10_p, time.perf_counter() - start)
+        with torch.no_grad():
+            logits = self.extractor.logits(image[None].to(self.device))[0].cpu()
+        return Outcome((logits > 0).long(), logits, None, time.perf_counter() - start)
