@@ -17,8 +17,8 @@ class List(argparse.Action):
         from ..attacks import ATTACKS
 
         for name, kind in ATTACKS.items():
-            strength = f"{kind.default:g} ({kind.low:g} to {kind.high:g} {kind.unit})" if kind.unit else "-"
-            say(f"{name:16}{strength:44}{kind.description}")
+            strength = f"={kind.default:g} ({kind.low:g} to {kind.high:g}, {kind.unit})" if kind.unit else ""
+            say(f"{name}{strength}\n    {kind.description}")
         parser.exit()
 
 

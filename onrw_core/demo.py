@@ -1,0 +1,237 @@
+"""``onrw demo``: the main job on a bundled photo, told in files and one overview picture.
+
+The photo is marked with an id, the marked photo is cropped, turned, recompressed and so on, and each result is read
+from its pixels alone. The unmarked photo and a wrong key are read as well: there, nothing must be found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .commands.common import number, progress_bar, say
+from .commands.embed import PRESETS
+from .commands.extract import p_value
+from .commands.models import add_model, load_model
+from .keys import Key
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+__all__ = ["add_arguments", "run"]
+
+PHOTO = Path(__file__).parent / "samples" / "monument.jpg"
+PROMPT = "the Washington Monument behind cherry blossom"
+ID = "c0ffee"
+FPR = 1e-6
+ATTACKS = (
+    ("as it is", "identity"),
+    ("half cropped away", "crop=0.5"),
+    ("turned by 10 degrees", "rotation=10"),
+    ("a third of its pixels", "resize=0.33"),
+    ("JPEG quality 50", "jpeg=50"),
+    ("twice as bright", "brightness=2"),
+    ("blurred", "blur=1"),
+    ("noise", "noise=0.05"),
+    ("turned, cropped, JPEG", "rotation=5+crop=0.6+jpeg=60"),
+    ("screenshot of a page", "screenshot-border=0.75"),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One picture and what was read from it.
+
+    Attributes:
+        title: What happened to the picture.
+        attack: The same as `onrw attack` takes it.
+        image: (3, H, W) in [0, 1].
+        detected: Whether a mark was found.
+        log10_p: Of its presence.
+        id: The id that was read, or None.
+        expected: What a right reader reads: the id, or None.
+    """
+
+    title: str
+    attack: str
+    image: Tensor
+    detected: bool
+    log10_p: float
+    id: str | None
+    expected: str | None
+
+    @property
+    def right(self) -> bool:
+        return self.id == self.expected and self.detected == (self.expected is not None)
+
+    @property
+    def words(self) -> str:
+        if not self.detected:
+            return f"nothing found ({p_value(self.log10_p)})"
+        return f"{'id ' + self.id if self.id else 'marked, id not readable'} ({p_value(self.log10_p)})"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", default="onrw-demo", metavar="DIR", help="folder (default: onrw-demo)")
+    parser.add_argument("--preset", choices=PRESETS, default="fast", help="how much is done (default: fast)")
+    parser.add_argument("--iterations", type=number(int, 1, 10000), metavar="N", help="most steps (default: preset's)")
+    parser.add_argument("--size", type=number(int, 64, 512), default=512, metavar="N", help="side of the photo (512)")
+    add_model(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import torch
+    import torch.nn.functional as F
+
+    from . import images, pipeline
+    from .attacks import parse
+    from .extractors.keyed import KeyedExtractor
+    from .message import decode, encode_id
+    from .optimise import PRESETS as SETTINGS
+
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    key_file = folder / "demo.key"
+    if not key_file.exists():
+        Key.new().save(key_file)
+    key = Key.load(key_file)
+    message, extractor = encode_id(ID, key), KeyedExtractor(key)
+
+    original = images.load(PHOTO).rgb
+    if arguments.size != original.shape[-1]:
+        original = F.interpolate(original[None], size=2 * [arguments.size], mode="bicubic", antialias=True)[0].clamp(
+            0, 1
+        )
+        original = (original * 255).round() / 255
+    images.save(folder / "original.png", original, overwrite=True)
+
+    loaded = load_model(arguments.model)
+    say(f"marking {folder / 'original.png'} with the id {ID} ...")
+    with progress_bar("marking") as bar:
+
+        def show(state) -> None:
+            bar.total = state.total
+            bar.set_postfix(bits=f"{state.bit_accuracy:.1%}", psnr=f"{state.psnr:.1f}", refresh=False)
+            bar.update(state.iteration - bar.n)
+
+        marked = pipeline.embed(
+            original,
+            loaded.model,
+            loaded.autoencoder,
+            extractor,
+            message.bits,
+            positive=loaded.encode(PROMPT),
+            null=loaded.encode(""),
+            settings=SETTINGS[arguments.preset].with_(iterations=arguments.iterations),
+            generator=torch.Generator().manual_seed(0),
+            size=arguments.size,
+            on_state=show,
+        )
+    images.save(folder / "marked.png", marked.image, overwrite=True)
+    say(
+        f"{folder / 'marked.png'}: {marked.psnr:.2f} dB, SSIM {marked.ssim:.4f}, {marked.iterations} iterations, "
+        f"{marked.seconds:.0f} s"
+    )
+
+    def outcome(title: str, attack: str, image: Tensor, reader: KeyedExtractor, reader_key: Key, expected) -> Outcome:
+        reading = reader.read(image, fpr=FPR)
+        value = decode(reading.logits, reader_key).id if reading.detected else None
+        result = Outcome(title, attack, image, reading.detected, reading.log10_p, value, expected)
+        say(f"  {title:24}{result.words}")
+        return result
+
+    marked_image = images.load(folder / "marked.png").rgb
+    attacked = []
+    for title, text in ATTACKS:
+        image = parse(text)(marked_image[None], torch.Generator().manual_seed(0)).images[0]
+        images.save(folder / f"attacked-{len(attacked):02}-{text.split('=')[0]}.png", image, overwrite=True)
+        attacked.append(outcome(title, text, image, extractor, key, ID))
+    other = Key.new()
+    controls = [
+        outcome("the unmarked photo", "none", original, extractor, key, None),
+        outcome("a wrong key", "identity", marked_image, KeyedExtractor(other), other, None),
+    ]
+
+    figures = {"psnr": marked.psnr, "ssim": marked.ssim, "iterations": marked.iterations, "seconds": marked.seconds}
+    lines = [
+        {"title": o.title, "attack": o.attack, "detected": o.detected, "log10_p": round(o.log10_p, 2), "id": o.id}
+        for o in attacked + controls
+    ]
+    (folder / "readings.json").write_text(json.dumps({**figures, "id": ID, "readings": lines}, indent=1) + "\n")
+    quality = f"{marked.psnr:.1f} dB, SSIM {marked.ssim:.3f}"
+    overview(original, marked_image, quality, attacked, controls).save(folder / "overview.png")
+    right = sum(o.right for o in attacked + controls)
+    say(f"{right} of {len(attacked + controls)} readings right; see {folder / 'overview.png'}")
+    return 0
+
+
+WIDTH, MARGIN, GAP = 1600, 40, 20
+LINE = 24  # height of a line of text
+INK, FAINT, PAPER, GOOD, BAD = "#1c1c1e", "#6b6b70", "#ffffff", "#1f8a4c", "#c0392b"
+AMPLIFIED = 10
+COLUMNS = 5
+
+
+def overview(original: Tensor, marked: Tensor, quality: str, attacked: list[Outcome], controls: list[Outcome]) -> Image:
+    """One picture: original, marked, their difference; beneath, what was done to it and what was read."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    large = (WIDTH - 2 * MARGIN - 2 * GAP) // 3
+    small = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) // COLUMNS
+    rows = -(-len(attacked) // COLUMNS)
+    head, row = 60, small + 3 * LINE + GAP
+    height = MARGIN + head + large + 2 * LINE + GAP + rows * row + 2 * LINE + MARGIN
+    page = Image.new("RGB", (WIDTH, height), PAPER)
+    draw = ImageDraw.Draw(page)
+
+    def write(x: int, y: int, text: str, size: int = 18, colour: str = INK) -> None:
+        draw.text((x, y), text, fill=colour, font=ImageFont.load_default(size))
+
+    def verdict(x: int, y: int, one: Outcome) -> None:
+        colour = GOOD if one.right else BAD
+        draw.ellipse((x, y + 5, x + 11, y + 16), fill=colour)
+        write(x + 18, y, one.words, 16, colour)
+
+    write(MARGIN, MARGIN - 6, f"The id {ID}, hidden in a photo and read back from its pixels alone", 30)
+    y = MARGIN + head
+    difference = (0.5 + AMPLIFIED * (marked - original)).clamp(0, 1)
+    panels = (
+        ("original", original, ""),
+        ("marked", marked, quality),
+        ("what was changed", difference, f"x {AMPLIFIED}, grey = nothing"),
+    )
+    for i, (title, image, note) in enumerate(panels):
+        x = MARGIN + i * (large + GAP)
+        page.paste(_fitted(image, large), (x, y))
+        write(x, y + large + 8, title)
+        write(x + draw.textlength(title + "  ", ImageFont.load_default(18)), y + large + 8, note, 18, FAINT)
+    y += large + 2 * LINE + GAP
+    for i, one in enumerate(attacked):
+        x, top = MARGIN + i % COLUMNS * (small + GAP), y + i // COLUMNS * row
+        page.paste(_fitted(one.image, small), (x, top))
+        write(x, top + small + 6, one.title)
+        verdict(x, top + small + 6 + LINE, one)
+    y += rows * row
+    x = MARGIN
+    for one in controls:
+        write(x, y, f"{one.title}:")
+        verdict(x + 190, y, one)
+        x += WIDTH // 2 - MARGIN
+    return page
+
+
+def _fitted(image: Tensor, side: int) -> Image:
+    """A picture within a light square."""
+    from PIL import Image
+
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels)
+    scale = side / max(picture.size)
+    picture = picture.resize([max(1, round(length * scale)) for length in picture.size], Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (side, side), "#f2f2f4")
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
