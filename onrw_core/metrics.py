@@ -13,7 +13,18 @@ from torch import Tensor
 
 from .convolve import gaussian_kernel, separable
 
-__all__ = ["FLAT_WINDOW", "LUMA", "flattest_window", "flattest_window_psnr", "luminance", "psnr", "ssim"]
+__all__ = [
+    "FLAT_WINDOW",
+    "LUMA",
+    "SSIM_C2",
+    "SSIM_SIGMA",
+    "flattest_window",
+    "flattest_window_psnr",
+    "luminance",
+    "psnr",
+    "ssim",
+    "window_variance",
+]
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601 weights of R, G, B
 FLAT_WINDOW = 64  # pixels, side of the window of `flattest_window`
@@ -41,13 +52,12 @@ def psnr(images: Tensor, originals: Tensor, weight: Tensor | None = None) -> flo
     Returns:
         dB; infinite where nothing differs, or where nothing of weight does.
     """
-    square = (images.double() - originals.double()).square()
+    square = (images - originals).square()
     if weight is None:
-        error = square.mean().item()
+        error = square.sum(dtype=torch.float64).item() / square.numel()
     else:
-        weight = weight.double().expand_as(square)
-        total = weight.sum().item()
-        error = (weight * square).sum().item() / total if total > 0 else 0.0
+        total = weight.expand_as(square).sum(dtype=torch.float64).item()
+        error = (weight * square).sum(dtype=torch.float64).item() / total if total > 0 else 0.0
     return -10 * math.log10(error) if error > 0 else math.inf
 
 
@@ -76,18 +86,26 @@ def ssim(images: Tensor, originals: Tensor) -> Tensor:
     return similarity.mean((1, 2, 3)).to(images.dtype)
 
 
-def flattest_window(original: Tensor, side: int = FLAT_WINDOW) -> tuple[int, int]:
-    """Top and left of the `side` x `side` window whose luminance varies least, at any pixel position.
+def window_variance(original: Tensor, side: int = FLAT_WINDOW) -> Tensor:
+    """Variance of the luminance in the `side` x `side` window at each pixel position.
 
     Args:
-        original: (1, 3, H, W) or (3, H, W); sides below `side` leave the whole side.
+        original: (1, 3, H, W) or (3, H, W); a picture's side below `side` counts as a whole.
+
+    Returns:
+        (H - side + 1, W - side + 1), float64; index [top, left].
     """
     grey = luminance(original.double()).reshape(original.shape[-2:])
     height, width = min(side, grey.shape[0]), min(side, grey.shape[1])
     # Sums over windows from cumulative sums; about the mean, so that little is lost in the differences.
     centred = grey - grey.mean()
-    variance = _window_sums(centred**2, height, width) / (height * width)
-    variance -= (_window_sums(centred, height, width) / (height * width)) ** 2
+    mean_square = _window_sums(centred**2, height, width) / (height * width)
+    return mean_square - (_window_sums(centred, height, width) / (height * width)) ** 2
+
+
+def flattest_window(original: Tensor, side: int = FLAT_WINDOW) -> tuple[int, int]:
+    """Top and left of the window whose luminance varies least, see `window_variance`."""
+    variance = window_variance(original, side)
     return divmod(int(variance.argmin()), variance.shape[1])
 
 

@@ -1,0 +1,152 @@
+import logging
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onrw_core.compose import AMPLIFY_LIMIT, Composer, compose
+from onrw_core.convolve import gaussian_blur
+from onrw_core.metrics import luminance, psnr
+from onrw_core.rounding import round_8bit
+
+
+def smooth(seed, size, sigma=2.0):
+    drawn = gaussian_blur(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed)), sigma)
+    return drawn / drawn.std()
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """An original, a decoded picture far from it (a poor autoencoder) and the decoded picture with a mark."""
+    original = round_8bit(0.5 + 0.15 * smooth(0, (96, 128)))
+    decoded = (original + 0.05 * smooth(1, (96, 128))).clamp(0, 1)
+    return original, decoded + 0.03 * smooth(2, (96, 128), 1.0), decoded
+
+
+@pytest.mark.parametrize("target", [34.0, 38.0, 42.0, 46.0, 50.0])
+@pytest.mark.parametrize("visibility", [True, False])
+def test_target_psnr_is_met_after_rounding(scene, target, visibility):
+    result = compose(*scene, target_psnr=target, visibility=visibility)
+    levels = result.image * 255
+    assert torch.allclose(levels, levels.round(), atol=1e-4)
+    assert result.psnr == pytest.approx(target, abs=0.02)
+    assert result.psnr == result.psnr_image == psnr(result.image, scene[0])
+    assert torch.equal(result.residual, result.image - scene[0])
+
+
+@pytest.mark.parametrize("size", [(96, 128), (150, 200), (300, 400), (48, 64)])
+def test_any_resolution_carries_the_same_residual(scene, size):
+    _, decoded, decoded_original = scene
+    original = round_8bit(0.5 + 0.15 * smooth(0, (96, 128)))
+    original = round_8bit(F.interpolate(original, size=size, mode="bicubic", antialias=True))
+    result = compose(original, decoded, decoded_original, target_psnr=40, visibility=False)
+    assert result.image.shape[-2:] == size
+    assert result.psnr == pytest.approx(40, abs=0.02)
+    back = F.interpolate(result.residual, size=(96, 128), mode="bicubic", antialias=True).flatten()
+    similarity = F.cosine_similarity(back, (decoded - decoded_original).flatten(), dim=0)
+    assert similarity > 0.9
+
+
+def test_residual_of_zero_returns_the_original(scene):
+    original, _, decoded = scene
+    result = compose(original, decoded, decoded)
+    assert torch.equal(result.image, original)
+    assert (result.scale, result.psnr) == (0.0, math.inf)
+
+
+def test_a_target_that_cannot_be_met_is_said(caplog):
+    white, zeros = torch.ones(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
+    with caplog.at_level(logging.WARNING):
+        result = compose(white, zeros + 0.01, zeros, visibility=False)
+    assert torch.equal(result.image, white) and "cannot be met" in caplog.text
+
+
+def test_saturated_pictures_still_meet_the_target(scene):
+    original = (3 * (scene[0] - 0.5) + 0.5).clamp(0, 1)
+    assert compose(round_8bit(original), *scene[1:], target_psnr=40).psnr == pytest.approx(40, abs=0.02)
+
+
+def test_mask_confines_the_mark_and_weighs_the_psnr(scene):
+    original = scene[0]
+    mask = torch.zeros(1, 1, 96, 128)
+    mask[..., :48, :64] = 1
+    result = compose(*scene, mask=mask, target_psnr=40)
+    assert result.residual[..., 48:, :].abs().max() == 0 and result.residual[..., 64:].abs().max() == 0
+    assert result.psnr == pytest.approx(40, abs=0.02)
+    assert result.psnr == pytest.approx(psnr(result.image[..., :48, :64], original[..., :48, :64]), abs=1e-4)
+    assert result.psnr_image == pytest.approx(40 + 10 * math.log10(4), abs=0.03)
+
+
+def test_mask_of_another_size_is_fitted(scene):
+    mask = torch.ones(1, 1, 12, 16)
+    assert compose(*scene, mask=mask).psnr == pytest.approx(42, abs=0.02)
+
+
+def test_mask_mode_blends(scene):
+    original, decoded, decoded_original = scene
+    mask = torch.rand(1, 1, 96, 128, generator=torch.Generator().manual_seed(5))
+    result = compose(*scene, mode="mask", mask=mask)
+    assert torch.allclose(result.image, (mask * decoded + (1 - mask) * original).clamp(0, 1), atol=0.5 / 255 + 1e-6)
+    assert torch.equal(compose(*scene, mode="mask").image, round_8bit(decoded))
+    inside = Composer(original, mode="mask", mask=mask)(decoded, decoded_original)
+    assert torch.allclose(inside, result.image, atol=1e-6)
+
+
+def test_luma_only_adds_grey(scene):
+    original, decoded, decoded_original = scene
+    result = compose(0.8 * original + 0.1, decoded, decoded_original, luma_only=True, visibility=False)
+    assert (result.residual - luminance(result.residual)).abs().max() < 1.5 / 255
+
+
+def test_loop_and_final_picture_agree(scene):
+    """A residual above the target comes out alike from both."""
+    inside = Composer(scene[0], target_psnr=40)(*scene[1:])
+    final = compose(*scene, target_psnr=40)
+    assert psnr(inside, scene[0]) == pytest.approx(40, abs=0.15)
+    assert psnr(inside, final.image) > 58
+
+
+def test_weak_residuals_keep_their_strength_unless_amplified(scene):
+    original, decoded, decoded_original = scene
+    weak = decoded_original + 1e-3 * (decoded - decoded_original) / (decoded - decoded_original).std()
+    for amplify, expected in ((False, 1.0), (True, 10 ** (-42 / 20) / 1e-3)):
+        composer = Composer(original, amplify=amplify, visibility=False)
+        assert composer.scale(composer.shaped(weak - decoded_original)).item() == pytest.approx(expected, rel=0.02)
+    composer = Composer(original, amplify=True)
+    assert composer.scale(torch.full((1, 3, 96, 128), 1e-6)) == AMPLIFY_LIMIT
+
+
+def test_gradients_pass_rounding_clamping_and_zero(scene):
+    original, _, decoded_original = scene
+    decoded = decoded_original.clone().requires_grad_(True)
+    image = Composer((2 * original - 0.5).clamp(0, 1))(decoded, decoded_original)
+    (gradient,) = torch.autograd.grad(image.sum(), decoded)
+    assert gradient.isfinite().all() and (gradient > 0).all()
+
+
+def test_the_optimiser_feels_the_normalisation(scene):
+    """Growing the whole residual changes nothing once the target is reached, unless the scale is held constant."""
+    original, decoded, decoded_original = scene
+    residual = (decoded - decoded_original).requires_grad_(True)
+    for detach in (False, True):
+        composer = Composer(original, detach_scale=detach)
+        shaped = composer.shaped(residual)
+        scaled = composer.scale(shaped) * shaped
+        (gradient,) = torch.autograd.grad((scaled * shaped.detach()).sum(), residual)
+        growth = (gradient * residual).sum() / (scaled * shaped).sum()
+        assert growth.item() == pytest.approx(1.0 if detach else 0.0, abs=1e-3)
+
+
+def test_bad_arguments_say_what_is_wrong(scene):
+    original, decoded, decoded_original = scene
+    with pytest.raises(ValueError, match="unknown composition 'blend'"):
+        Composer(original, mode="blend")
+    with pytest.raises(ValueError, match="one RGB picture"):
+        compose(original[0], decoded, decoded_original)
+    with pytest.raises(ValueError, match="mask must have shape"):
+        Composer(original, mask=torch.ones(96, 128))
+    with pytest.raises(ValueError, match="mask is empty"):
+        compose(*scene, mask=torch.zeros(1, 1, 96, 128))
+    with pytest.raises(ValueError, match="two of one size"):
+        compose(original, decoded, decoded_original[..., :64])
