@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,13 @@ from ..metrics import psnr, ssim
 from .adapter import Mini, load_mini
 from .data import read_captions
 
-__all__ = ["autoencoder_figures", "evaluate", "noise_errors", "round_trips"]
+__all__ = ["autoencoder_figures", "evaluate", "fill_card", "markdown", "noise_errors", "round_trips"]
 
 SIGMAS = (0.04, 0.1, 0.3, 1.0, 3.0, 8.0, 14.0)
 STEPS = 20
 GUIDANCE = 4.5
 WORKING_SIZE = 256
+CARD_BEGIN, CARD_END = "<!-- figures -->", "<!-- end of figures -->"
 
 
 def read_square(path: Path, side: int) -> Tensor:
@@ -90,7 +92,7 @@ def round_trips(mini: Mini, entries: Iterable[tuple[Path, str]]) -> dict[str, fl
     return {name: float(np.mean(values)) for name, values in figures.items()}
 
 
-def evaluate(mini: Mini, photos: Path, limit: int | None = None) -> dict[str, object]:
+def evaluate(mini: Mini, photos: Path, limit: int | None = None) -> dict[str, Any]:
     """All figures on a folder of captioned photos (``limit``: the first so many for the UNet's)."""
     entries = read_captions(photos)
     paths = [path for path, _ in entries]
@@ -100,9 +102,51 @@ def evaluate(mini: Mini, photos: Path, limit: int | None = None) -> dict[str, ob
         "photos": len(entries),
         "autoencoder_256": autoencoder_figures(mini, paths, 256),
         "autoencoder_512": autoencoder_figures(mini, paths, 512),
-        "noise_error": {str(sigma): error for sigma, error in noise_errors(mini, entries[:limit]).items()},
+        "noise_error": {f"{sigma:g}": error for sigma, error in noise_errors(mini, entries[:limit]).items()},
         "round_trip": round_trips(mini, entries[:limit]),
     }
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The figures as the section of the model card."""
+    small, large, trip = figures["autoencoder_256"], figures["autoencoder_512"], figures["round_trip"]
+    sigmas = figures["noise_error"]
+    return "\n".join(
+        [
+            f"`{figures['model']}` with `{figures['autoencoder']}`, {figures['photos']} photos.",
+            "",
+            "| autoencoder | mean PSNR | worst PSNR | mean SSIM |",
+            "| --- | --- | --- | --- |",
+            *(
+                f"| {side} px | {row['psnr']:.2f} dB | {row['psnr_worst']:.2f} dB | {row['ssim']:.3f} |"
+                for side, row in ((256, small), (512, large))
+            ),
+            "",
+            "| sigma | " + " | ".join(sigmas) + " |",
+            "| --- |" + " --- |" * len(sigmas),
+            "| mean squared error of the predicted noise | " + " | ".join(f"{e:.3f}" for e in sigmas.values()) + " |",
+            "",
+            f"Inversion at guidance 1 and sampling back, {STEPS} steps, 256 px:",
+            "",
+            "| sampled at guidance | latent PSNR (of its range) | decoded PSNR (of the reconstruction) |",
+            "| --- | --- | --- |",
+            f"| 1 | {trip['latent_1']:.1f} dB | {trip['decoded_1']:.1f} dB |",
+            f"| {GUIDANCE} | {trip['latent_guided']:.1f} dB | {trip['decoded_guided']:.1f} dB |",
+        ]
+    )
+
+
+def fill_card(card: Path, section: str) -> None:
+    """Replace what stands between the markers in a model card.
+
+    Raises:
+        ValueError: the card has no markers.
+    """
+    head, begin, rest = card.read_text(encoding="utf-8").partition(CARD_BEGIN)
+    _, end, tail = rest.partition(CARD_END)
+    if not begin or not end:
+        raise ValueError(f"{card} has no lines {CARD_BEGIN} and {CARD_END}; put them where the figures belong")
+    card.write_text(f"{head}{begin}\n{section}\n{end}{tail}", encoding="utf-8")
 
 
 def main() -> int:
@@ -114,8 +158,12 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, required=True, help="folder with photos and captions.tsv")
     parser.add_argument("--weights", type=Path, help="folder of the weight files (default: the package's)")
     parser.add_argument("--limit", type=int, help="photos for the UNet's figures (default: all)")
+    parser.add_argument("--card", type=Path, help="model card whose figures to replace")
     args = parser.parse_args()
-    print(json.dumps(evaluate(load_mini(weights=args.weights), args.photos, args.limit), indent=2))
+    figures = evaluate(load_mini(weights=args.weights), args.photos, args.limit)
+    print(json.dumps(figures, indent=2))
+    if args.card:
+        fill_card(args.card, markdown(figures))
     return 0
 
 

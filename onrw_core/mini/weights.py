@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -30,6 +31,7 @@ __all__ = [
     "load_unet",
 ]
 
+Module = TypeVar("Module", bound=nn.Module)
 WEIGHTS = Path(__file__).parent / "weights"
 AUTOENCODER_FILE = "mini_autoencoder.safetensors"
 UNET_FILE = "mini_unet.safetensors"
@@ -85,10 +87,12 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(config)
 
 
-def _frozen(module: nn.Module, state: dict[str, torch.Tensor], device: str | torch.device) -> None:
-    module.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-    # Meta-device buffers and parameters were all replaced by the assignment.
-    module.to(device).eval().requires_grad_(False)
+def _frozen(build: Callable[[], Module], state: dict[str, torch.Tensor], device: str | torch.device) -> Module:
+    """Build a module, fill it, freeze it; the caller's random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        module = build()
+    module.load_state_dict(state)
+    return module.to(device).eval().requires_grad_(False)
 
 
 def load_autoencoder(
@@ -96,26 +100,17 @@ def load_autoencoder(
 ) -> PatchAutoencoder:
     """The embedded autoencoder, or the foreign one of the regeneration attacks; frozen, float32."""
     state, config = _read(folder / (FOREIGN_FILE if foreign else AUTOENCODER_FILE))
-    with torch.device("meta"):
-        module = PatchAutoencoder(**config)
-    _frozen(module, state, device)
-    return module
+    return _frozen(lambda: PatchAutoencoder(**config), state, device)
 
 
 def load_unet(folder: Path = WEIGHTS, device: str | torch.device = "cpu") -> UNet:
     """The UNet, frozen, float32."""
     state, config = _read(folder / UNET_FILE)
-    with torch.device("meta"):
-        module = UNet(UNetConfig.from_dict(config))
-    _frozen(module, state, device)
-    return module
+    return _frozen(lambda: UNet(UNetConfig.from_dict(config)), state, device)
 
 
 def load_text(folder: Path = WEIGHTS, device: str | torch.device = "cpu") -> tuple[Tokenizer, TextEncoder]:
     """The tokenizer and the text encoder, frozen, float32."""
     state, config = _read(folder / TEXT_FILE)
     tokenizer = Tokenizer(config["vocabulary"])
-    with torch.device("meta"):
-        module = TextEncoder(len(tokenizer))
-    _frozen(module, state, device)
-    return tokenizer, module
+    return tokenizer, _frozen(lambda: TextEncoder(len(tokenizer)), state, device)
