@@ -100,6 +100,7 @@ def evaluate(mini: Mini, photos: Path, limit: int | None = None) -> dict[str, An
         "model": mini.model.name,
         "autoencoder": mini.autoencoder.name,
         "photos": len(entries),
+        "photos_unet": len(entries[:limit]),
         "autoencoder_256": autoencoder_figures(mini, paths, 256),
         "autoencoder_512": autoencoder_figures(mini, paths, 512),
         "noise_error": {f"{sigma:g}": error for sigma, error in noise_errors(mini, entries[:limit]).items()},
@@ -113,7 +114,8 @@ def markdown(figures: dict[str, Any]) -> str:
     sigmas = figures["noise_error"]
     return "\n".join(
         [
-            f"`{figures['model']}` with `{figures['autoencoder']}`, {figures['photos']} photos.",
+            f"`{figures['model']}` with `{figures['autoencoder']}`, {figures['photos']} photos "
+            f"({figures['photos_unet']} for the UNet).",
             "",
             "| autoencoder | mean PSNR | worst PSNR | mean SSIM |",
             "| --- | --- | --- | --- |",
