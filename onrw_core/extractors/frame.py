@@ -36,12 +36,13 @@ class Straight(NamedTuple):
     y0: float
 
 
-def straighten(y: Tensor, geometry: Geometry | None) -> Straight:
+def straighten(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Straight:
     """Undo `geometry`.
 
     Args:
         y: Received luminance, (B, 1, H, W).
         geometry: Takes received to marked coordinates; None for unchanged.
+        limit: Where resampling is needed, only the middle of the frame, of at most this side in pixels, is drawn.
 
     Returns:
         The part of the marked frame that the picture covers; differentiable in `y`.
@@ -60,7 +61,7 @@ def straighten(y: Tensor, geometry: Geometry | None) -> Straight:
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         y = F.interpolate(y, size=size, mode="bicubic", antialias=True, align_corners=False)
         geometry = geometry @ Geometry.scale(width / size[1], height / size[0])
-    return _resampled(y, geometry)
+    return _resampled(y, geometry, limit)
 
 
 def _corners(height: int, width: int) -> Tensor:
@@ -80,11 +81,13 @@ def _exact(y: Tensor, matrix: Tensor, turned: Tensor) -> Straight:
     return Straight(y.flip(dims) if dims else y, None, x0, y0)
 
 
-def _resampled(y: Tensor, geometry: Geometry) -> Straight:
+def _resampled(y: Tensor, geometry: Geometry, limit: int) -> Straight:
     corners = geometry.apply(_corners(*y.shape[-2:]))
     # The marked frame begins at (0, 0): what lies before it are corners that a rotation left behind.
     low = corners.min(0).values.clamp(min=0).floor()
-    high = torch.minimum(corners.max(0).values.ceil(), low + MAX_SIDE)
+    high = corners.max(0).values.ceil()
+    surplus = ((high - low - limit).clamp(min=0) / 2).ceil()
+    low, high = low + surplus, high - surplus
     width, height = (int(v) for v in (high - low).clamp(min=1).tolist())
     x0, y0 = low.tolist()
     to_received = geometry.inverse() @ Geometry.shift(x0, y0)

@@ -13,21 +13,17 @@ so that a tile which consists of K carriers alone has logits of +-1.
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..detection import Reading, confidence, presence_log10_p
+from ..detection import Reading
 from ..geometry import Geometry
-from .alignment import ORIENTATIONS, align, oriented, refine, roughness
 from .base import Extractor
-from .carriers import BIT_COUNTS, DIMENSIONS, TILE, Carriers, KeyStream
-from .folding import coefficients, fold, shifted
-from .frame import straighten
-from .whitening import flat_mask, luminance, whiten
+from .carriers import BIT_COUNTS, Carriers, KeyStream
+from .reader import WORKING_SIZE, read, tile_of
+from .whitening import luminance
 
 __all__ = ["KeyedExtractor"]
 
@@ -36,18 +32,6 @@ SHARPNESS = 6.0  # of the hinge
 SYNC_MARGIN = 0.5  # cosine of sync pattern and tile
 SYNC_WEIGHT = 1.0
 STRENGTH_WEIGHT = 0.1
-WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in, pixels
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """A tile read under one geometry (received to straight), and where it agrees best with a sync pattern."""
-
-    tile: Tensor  # (364,), oriented and shifted into place
-    geometry: Geometry
-    count: int  # index into BIT_COUNTS
-    cosine: float
-
 
 
 class KeyedExtractor(Extractor):
@@ -81,10 +65,7 @@ class KeyedExtractor(Extractor):
             images: (B, 3, H, W) in [0, 1].
             geometry: Takes coordinates of the images to those of the marked frame; None for unchanged.
         """
-        straight = straighten(luminance(images), geometry)
-        weight = _weight(straight.y, straight.weight)
-        tile = coefficients(fold(whiten(straight.y, weight), weight))
-        return tile if straight.x0 == straight.y0 == 0 else shifted(tile, straight.x0, straight.y0)
+        return tile_of(luminance(images), geometry)
 
     def logits(self, images: Tensor, geometry: Geometry | None = None) -> Tensor:
         """Soft bits (B, num_bits), about -1 to 1, positive = bit 1; see `Extractor.logits`."""
@@ -127,81 +108,4 @@ class KeyedExtractor(Extractor):
         """
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"image has shape {tuple(image.shape)}; give one RGB picture (3, height, width)")
-        start = time.perf_counter()
-        y = luminance(image[None].float())
-        attempts: list[_Attempt] = []
-        for geometry in self._plain_geometries(y.shape[-2:], size):
-            attempts.append(self._attempt(y, geometry))
-            reading = self._reading(attempts, start, fpr)
-            if reading.detected:
-                break
-        return reading
-
-    def _plain_geometries(self, shape: tuple[int, int], size: int) -> list[Geometry | None]:
-        height, width = shape
-        scale = size / min(height, width)
-        return [None] if scale == 1 else [None, Geometry.scale(scale)]
-
-    def _attempt(self, y: Tensor, geometry: Geometry | None) -> _Attempt:
-        straight = straighten(y, geometry)
-        weight = _weight(straight.y, straight.weight)
-        tile = coefficients(fold(whiten(straight.y, weight), weight))
-        sync = self.carriers.sync.to(tile)
-        found = align(tile, sync)
-        count = int(found.cosine[0].argmax())
-        orientation = int(found.orientation[0, count])
-        turned = oriented(tile)[0, orientation]
-        x, y_, cosine = refine(turned, sync[count], found.x[0, count], found.y[0, count])
-        into_place = torch.eye(3, dtype=torch.float64)
-        into_place[:2, :2] = ORIENTATIONS[orientation].double()
-        into_place[:2, 2] = torch.stack([x, y_]).double()
-        total = Geometry(into_place) @ Geometry.shift(-straight.x0, -straight.y0)
-        if geometry is not None:
-            total = total @ geometry
-        return _Attempt(shifted(turned, x, y_), total, count, float(cosine))
-
-    def _reading(self, attempts: list[_Attempt], start: float, fpr: float) -> Reading:
-        best = max(attempts, key=lambda attempt: attempt.cosine)
-        tile = best.tile.double()
-        num_bits = BIT_COUNTS[best.count]
-        values = self.carriers.payload[:num_bits] @ tile
-        energy = tile.square().sum() - (self.carriers.sync @ tile).square().sum()
-        log10_p = presence_log10_p(
-            best.cosine,
-            float(roughness(tile[None])[0]),
-            float(values.square().sum() / energy.clamp(min=1e-12)),
-            num_bits,
-            dimensions=DIMENSIONS,
-            syncs=len(BIT_COUNTS),
-            area=TILE * TILE,
-            tries=len(ORIENTATIONS) * len(BIT_COUNTS) * len(attempts),
-        )
-        logits = (values / tile.norm().clamp(min=1e-12) * math.sqrt(num_bits)).float()
-        linear = best.geometry.matrix[:2, :2]
-        determinant = float(torch.linalg.det(linear))
-        flipped = determinant < 0
-        across = linear[:, 0] * (-1 if flipped else 1)
-        corner = best.geometry.apply(torch.zeros(2)) % TILE
-        return Reading(
-            detected=log10_p <= math.log10(fpr),
-            log10_p=log10_p,
-            bits=(logits > 0).long(),
-            logits=logits,
-            num_bits=num_bits,
-            geometry=best.geometry,
-            rotation=math.degrees(math.atan2(float(across[1]), float(across[0]))),
-            scale=abs(determinant) ** -0.5,
-            shift=(float(corner[0]), float(corner[1])),
-            flipped=flipped,
-            confidence=confidence(logits),
-            seconds=time.perf_counter() - start,
-            tile=best.tile,
-            tried=len(attempts),
-        )
-
-
-def _weight(y: Tensor, weight: Tensor | None) -> Tensor | None:
-    flat = flat_mask(y)
-    if flat is None or weight is None:
-        return flat if weight is None else weight
-    return weight * flat
+        return read(luminance(image[None].float()), self.carriers, search=search, fpr=fpr, size=size)

@@ -1,0 +1,105 @@
+"""Polish: a nearly right geometry is made right by looking at every tile on its own.
+
+Where the geometry is off by a little, each tile b with its centre at c_b is moved by a small d_b = D c_b + b + c_b (g c_b)
+(rotation, scale, aspect and shear in D, shift in b, perspective in g). In the band that is a phase, so the correlation with
+the sync pattern s,
+
+    J = Re sum_b sum_k conj(s_k) t_bk exp(i k d_b),
+
+needs no new resampling. It is climbed by Newton steps whose Hessian is that of a perfect mark of the present J, hence
+negative everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..geometry import Geometry
+from .carriers import FREQUENCIES, TILE
+from .folding import coefficients
+
+__all__ = ["blocks", "polished"]
+
+STEPS = 8
+MAX_STEP = 2.0  # pixels at the frame's edge
+MIN_COVER = 0.25  # part of a tile that must be covered to take part
+
+
+def blocks(w: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Every tile of a whitened picture by itself.
+
+    Args:
+        w: (1, 1, H, W).
+        weight: (1, 1, H, W) or None for ones.
+
+    Returns:
+        Coefficients (T, 364), and centres (T, 2) of (x, y) in pixels.
+    """
+    height, width = w.shape[-2:]
+    pad = (0, -width % TILE, 0, -height % TILE)
+
+    def cut(x: Tensor) -> Tensor:
+        return F.unfold(F.pad(x, pad), TILE, stride=TILE)[0].T.reshape(-1, TILE, TILE)
+
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    cover = cut(torch.ones_like(w) if weight is None else weight).mean((1, 2))
+    y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+    used = cover > min(MIN_COVER, float(cover.max()) / 2)
+    return coefficients(cut(w)[used]), torch.stack([x, y], -1).reshape(-1, 2)[used] * TILE
+
+
+def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = False) -> Geometry:
+    """Climb to the geometry at which the tiles agree best with a sync pattern.
+
+    Args:
+        tiles: (T, 364), oriented and shifted into place.
+        centres: (T, 2), in pixels of the same frame.
+        sync: (364,).
+        perspective: Whether to adapt the two perspective numbers as well; needs a strong mark.
+
+    Returns:
+        Takes the tiles' frame to the corrected one.
+    """
+    middle = centres.mean(0)
+    radius = (centres - middle).norm(dim=1).max().clamp(min=TILE / 2)
+    c = (centres - middle) / radius
+    k = FREQUENCIES.to(tiles) * (2 * torch.pi / TILE)
+    x, y = c.unbind(1)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    # d_b is a sum of displacement fields, one for each parameter: D (four), b (two), g (two).
+    fields = [(x, zero), (y, zero), (zero, x), (zero, y), (one, zero), (zero, one)]
+    if perspective:
+        fields += [(x * x, x * y), (x * y, y * y)]
+    field = torch.stack([torch.stack(f, -1) for f in fields], 1)
+    a, b = tiles.chunk(2, -1)
+    sa, sb = sync.to(tiles).chunk(2, -1)
+    product = torch.complex(a, b) * torch.complex(sa, -sb)
+    features = torch.einsum("tpi,ki->tpk", field, k)
+    power = sa * sa + sb * sb
+    hessian = torch.einsum("tpk,tqk,k->pq", features, features, power / power.sum()) / len(tiles)
+    inverse = torch.linalg.inv(hessian + 1e-4 * hessian.diagonal().mean() * torch.eye(len(hessian)))
+    parameters = torch.zeros(field.shape[1])
+    best, best_value = parameters, -torch.inf
+    for _ in range(STEPS + 1):
+        phase = torch.einsum("tpk,p->tk", features, parameters)
+        value = product * torch.polar(torch.ones_like(phase), phase)
+        total = float(value.real.sum())
+        if total > best_value:
+            best, best_value = parameters, total
+        gradient = -torch.einsum("tk,tpk->p", value.imag, features)
+        step = inverse @ gradient / max(abs(total), 1e-6)
+        parameters = parameters + step * min(1.0, MAX_STEP / float(step.abs().max().clamp(min=1e-9)))
+    return _homography(best.double(), middle.double(), float(radius))
+
+
+def _homography(parameters: Tensor, middle: Tensor, radius: float) -> Geometry:
+    """p + d(p), to first order in the perspective numbers."""
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[:2, :2] += parameters[:4].reshape(2, 2) / radius
+    matrix[:2, 2] = parameters[4:6]
+    if len(parameters) > 6:
+        matrix[2, :2] = -parameters[6:] / radius**2
+    centre = Geometry.shift(float(middle[0]), float(middle[1]))
+    return centre @ Geometry(matrix) @ centre.inverse()

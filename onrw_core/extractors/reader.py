@@ -1,0 +1,226 @@
+"""Blind reading: find the geometry of a marked picture, then its bits, with an honest p-value.
+
+Attempts are made in order: the picture as it is, the picture brought to the working size, the geometries that the search
+proposes. In each, the tile is aligned with the sync patterns over all shifts, flips and quarter turns; the most promising
+are polished. The reading stops at the first attempt whose p-value holds.
+
+Every attempt j has a weight w_j, fixed beforehand, and the weights sum to 1. Then min_j p_j / w_j is a p-value for all of
+them together (weighted Bonferroni), whenever one stops.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..detection import Reading, confidence, presence_log10_p
+from ..geometry import Geometry
+from .alignment import ORIENTATIONS, align, oriented, refine, roughness
+from .carriers import BIT_COUNTS, DIMENSIONS, TILE, Carriers
+from .folding import coefficients, fold, shifted
+from .frame import MAX_SIDE, straighten
+from .polish import blocks, polished
+from .search import ASPECTS, candidates, levels
+from .whitening import flat_mask, whiten
+
+__all__ = ["read", "tile_of"]
+
+WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in, pixels
+ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that is looked at, pixels
+PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
+PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
+POLISH_TRIES = 8.0  # independent geometries that polishing is worth, measured under wrong keys
+PROMISING = -3.0  # log10 p of an attempt, search not counted, that earns it a polish
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A tile read under one geometry.
+
+    Attributes:
+        tile: (364,), oriented and shifted into place.
+        geometry: Received to marked.
+        count: Index into `BIT_COUNTS`.
+        cosine: Of the tile and that sync pattern.
+        log10_p: Presence in this attempt alone.
+        weight: w_j.
+        polished: Whether the geometry was refined.
+        searched: Whether the search proposed it.
+    """
+
+    tile: Tensor
+    geometry: Geometry
+    count: int
+    cosine: float
+    log10_p: float
+    weight: float
+    polished: bool = False
+    searched: bool = False
+
+    @property
+    def total_log10_p(self) -> float:
+        return min(0.0, self.log10_p - math.log10(self.weight))
+
+
+def _weight(y: Tensor, weight: Tensor | None) -> Tensor | None:
+    flat = flat_mask(y)
+    if flat is None or weight is None:
+        return flat if weight is None else weight
+    return weight * flat
+
+
+def tile_of(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Tensor:
+    """The average tile in the band, (B, 364), of luminance (B, 1, H, W) with known geometry; differentiable."""
+    straight = straighten(y, geometry, limit)
+    weight = _weight(straight.y, straight.weight)
+    tile = coefficients(fold(whiten(straight.y, weight), weight))
+    return tile if straight.x0 == straight.y0 == 0 else shifted(tile, straight.x0, straight.y0)
+
+
+def _log10_p(tile: Tensor, cosine: float, count: int, carriers: Carriers, tries: float) -> float:
+    tile = tile.double()
+    values = carriers.payload[: BIT_COUNTS[count]] @ tile
+    energy = tile.square().sum() - (carriers.sync @ tile).square().sum()
+    return presence_log10_p(
+        cosine,
+        float(roughness(tile[None])[0]),
+        float(values.square().sum() / energy.clamp(min=1e-12)),
+        BIT_COUNTS[count],
+        dimensions=DIMENSIONS,
+        syncs=len(BIT_COUNTS),
+        area=TILE * TILE,
+        tries=len(ORIENTATIONS) * len(BIT_COUNTS) * tries,
+    )
+
+
+def _placed(orientation: int, x: Tensor, y: Tensor) -> Geometry:
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[:2, :2] = ORIENTATIONS[orientation].double()
+    matrix[:2, 2] = torch.stack([x, y]).double()
+    return Geometry(matrix)
+
+
+def _in_frame(geometry: Geometry, shape: tuple[int, int]) -> Geometry:
+    """The same geometry moved by whole tiles, so that the picture begins in the marked frame's first tile."""
+    height, width = shape
+    corners = geometry.apply(torch.tensor([[0, 0], [width, 0], [0, height], [width, height]]))
+    x, y = (-(corners.min(0).values / TILE).floor() * TILE).tolist()
+    return Geometry.shift(x, y) @ geometry
+
+
+class Attempts:
+    """Makes and polishes attempts on one picture."""
+
+    def __init__(self, y: Tensor, carriers: Carriers):
+        self.y = y
+        self.carriers = carriers
+        self.sync = carriers.sync.to(y)
+        self.shape = (y.shape[-2], y.shape[-1])
+
+    def attempt(self, geometry: Geometry | None, weight: float, searched: bool = False) -> Attempt:
+        """Read under a geometry that may lack a flip, quarter turns and a shift."""
+        geometry = _in_frame(geometry or Geometry.identity(), self.shape)
+        tile = tile_of(self.y, geometry, ATTEMPT_SIDE)
+        found = align(tile, self.sync)
+        count = int(found.cosine[0].argmax())
+        orientation = int(found.orientation[0, count])
+        turned = oriented(tile)[0, orientation]
+        x, y, cosine = refine(turned, self.sync[count], found.x[0, count], found.y[0, count])
+        tile = shifted(turned, x, y)
+        log10_p = _log10_p(tile, float(cosine), count, self.carriers, 1.0)
+        total = _in_frame(_placed(orientation, x, y) @ geometry, self.shape)
+        return Attempt(tile, total, count, float(cosine), log10_p, weight, searched=searched)
+
+    def polish(self, attempt: Attempt) -> Attempt:
+        """Refine an attempt's geometry; it stays as it is where that does not help."""
+        straight = straighten(self.y, attempt.geometry, POLISH_SIDE)
+        weight = _weight(straight.y, straight.weight)
+        tiles, centres = blocks(whiten(straight.y, weight), weight)
+        tiles = shifted(tiles, straight.x0, straight.y0)
+        centres = centres + torch.tensor([straight.x0, straight.y0])
+        sync = self.sync[attempt.count]
+        geometry, tile, cosine = attempt.geometry, attempt.tile, attempt.cosine
+        for perspective in (False, True):
+            correction = polished(tiles, centres, sync, perspective)
+            changed = _in_frame(correction @ attempt.geometry, self.shape)
+            new = tile_of(self.y, changed, POLISH_SIDE)[0]
+            similarity = float(torch.nn.functional.cosine_similarity(new, sync, dim=0))
+            if similarity > cosine:
+                geometry, tile, cosine = changed, new, similarity
+        log10_p = _log10_p(tile, cosine, attempt.count, self.carriers, POLISH_TRIES)
+        return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p, polished=True)
+
+
+def _geometries(y: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry | None, float, bool]]:
+    """(geometry, weight, searched) in the order in which they are tried."""
+    share = PLAIN_WEIGHT if search else 1.0
+    scale = size / min(y.shape[-2:])
+    plain = [None] if scale == 1 else [None, Geometry.scale(scale)]
+    for geometry in plain:
+        yield geometry, share / len(plain), False
+    if not search:
+        return
+    spectra = levels(y)
+    for aspects, keep in (((1.0,), PER_LEVEL), (ASPECTS[1:], PER_LEVEL_ASPECT)):
+        found = [c for level in spectra for c in candidates(level, aspects, keep=keep)]
+        weight = (1 - share) / (2 * keep * len(spectra))
+        for candidate in sorted(found, key=lambda c: -c.score):
+            matrix = torch.eye(3, dtype=torch.float64)
+            matrix[:2, :2] = candidate.linear
+            yield Geometry(matrix), weight, True
+
+
+def read(
+    y: Tensor, carriers: Carriers, *, search: bool = True, fpr: float = 1e-6, size: int = WORKING_SIZE
+) -> Reading:
+    """Find and read a mark in luminance (1, 1, H, W); see `KeyedExtractor.read`."""
+    start = time.perf_counter()
+    attempts = Attempts(y, carriers)
+    best: Attempt | None = None
+    tried = 0
+    for geometry, weight, searched in _geometries(y, size, search):
+        attempt = attempts.attempt(geometry, weight, searched)
+        tried += 1
+        if attempt.log10_p < PROMISING:
+            attempt = attempts.polish(attempt)
+        if best is None or attempt.total_log10_p < best.total_log10_p:
+            best = attempt
+        if best.polished and best.total_log10_p <= math.log10(fpr):
+            break
+    assert best is not None
+    if not best.polished:
+        best = attempts.polish(best)
+    return _reading(best, carriers, fpr, tried, time.perf_counter() - start)
+
+
+def _reading(best: Attempt, carriers: Carriers, fpr: float, tried: int, seconds: float) -> Reading:
+    tile = best.tile.double()
+    num_bits = BIT_COUNTS[best.count]
+    logits = (carriers.payload[:num_bits] @ tile / tile.norm().clamp(min=1e-12) * math.sqrt(num_bits)).float()
+    linear = best.geometry.matrix[:2, :2]
+    determinant = float(torch.linalg.det(linear))
+    flipped = determinant < 0
+    across = linear[:, 0] * (-1 if flipped else 1)
+    corner = best.geometry.apply(torch.zeros(2)) % TILE
+    return Reading(
+        detected=best.total_log10_p <= math.log10(fpr),
+        log10_p=best.total_log10_p,
+        bits=(logits > 0).long(),
+        logits=logits,
+        num_bits=num_bits,
+        geometry=best.geometry,
+        rotation=math.degrees(math.atan2(float(across[1]), float(across[0]))),
+        scale=abs(determinant) ** -0.5,
+        shift=(float(corner[0]), float(corner[1])),
+        flipped=flipped,
+        confidence=confidence(logits),
+        seconds=seconds,
+        searched=best.searched,
+        tile=best.tile,
+        tried=tried,
+    )

@@ -1,0 +1,224 @@
+"""Blind search for rotation, scale and aspect: the comb that a periodic mark leaves in the spectrum.
+
+Whatever its key and payload, a mark with tiles of 64 pixels has energy at the frequencies k/64 only. In a picture whose
+coordinates p lie at q = A p + b in the marked frame, these appear at f = A^T k / 64. So
+
+1. the spectrum's power is divided by its local mean, which turns photographs into a nearly white map S(f) and the mark
+   into a lattice of peaks;
+2. in log-polar coordinates rotation and scale are shifts: one correlation by FFT sums S over the lattice for all of them
+   (a template holds one point of equal weight per lattice frequency, so the sum is the log-likelihood of weak peaks);
+   aspect changes have templates of their own;
+3. the best candidates are refined in all four numbers of A on the spectrum itself.
+
+No key takes part, hence under a wrong key the candidates are independent of the patterns, and only those that are read
+afterwards count in the statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .carriers import FREQUENCIES, TILE
+from .whitening import flat_mask, whiten
+
+__all__ = ["Candidate", "Level", "candidates", "levels"]
+
+MAX_SIDE = 1024  # of the picture whose spectrum is searched, pixels
+COARSE = 2.5  # the second level is this much smaller: it sees marks that were enlarged
+COARSE_SIDE = 96  # smallest shorter side of the second level
+ANGLES = 512  # over 180 degrees
+RADII = 560
+PADDED_RADII = 864  # room for the template, so that nothing wraps around
+MAX_RADIUS = 0.5  # cycles per pixel
+RADIUS_STEP = 0.006  # of the logarithm
+NEIGHBOURHOOD = 21  # bins over which the spectrum is flattened
+CLIP = 3.0
+MIN_FREQUENCIES = 40  # lattice frequencies (of 182) that must lie inside the spectrum
+ASPECTS = (1.0, 0.98, 1.02, 0.96, 1.04, 0.94, 1.06, 0.92, 1.08, 0.9, 1.1)
+
+
+class Level(NamedTuple):
+    """A flattened spectrum.
+
+    Attributes:
+        spectrum: S(f), (N, N), zero frequency in the middle.
+        shrink: (x, y), pixels of the picture per pixel of this level.
+    """
+
+    spectrum: Tensor
+    shrink: tuple[float, float]
+
+
+class Candidate(NamedTuple):
+    """A linear map A from received to marked directions (up to quarter turns and flips), and its comb's deviations."""
+
+    linear: Tensor
+    score: float
+
+
+def levels(y: Tensor) -> list[Level]:
+    """Spectra of luminance (1, 1, H, W), fine and coarse."""
+    side = max(y.shape[-2:])
+    fine = _shrunk(y, side / MAX_SIDE) if side > MAX_SIDE else y
+    found = [fine]
+    if min(fine.shape[-2:]) >= COARSE_SIDE * COARSE:
+        found.append(_shrunk(fine, COARSE))
+    return [Level(_flattened(level), (y.shape[-1] / level.shape[-1], y.shape[-2] / level.shape[-2])) for level in found]
+
+
+def _shrunk(y: Tensor, factor: float) -> Tensor:
+    size = [max(1, round(side / factor)) for side in y.shape[-2:]]
+    return F.interpolate(y, size=size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def _flattened(y: Tensor) -> Tensor:
+    height, width = y.shape[-2:]
+    n = 512 if max(height, width) <= 320 else 1024
+    w = whiten(y, flat_mask(y))[0, 0]
+    window = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
+    half = torch.fft.rfft2(w * window, s=(n, n)).abs().square()
+    power = torch.fft.fftshift(_full(half, n))[None, None]
+    mean = power
+    for kernel in ((1, NEIGHBOURHOOD), (NEIGHBOURHOOD, 1)):
+        pad = (kernel[1] // 2, kernel[1] // 2, kernel[0] // 2, kernel[0] // 2)
+        mean = F.avg_pool2d(F.pad(mean, pad, mode="circular"), kernel, stride=1)
+    return (power / (mean + 1e-12)).clamp(max=CLIP**2).sqrt()[0, 0]
+
+
+def _full(half: Tensor, n: int) -> Tensor:
+    """A whole spectrum from the half that `rfft2` gives."""
+    mirrored = half[:, 1 : n // 2].flip(1)
+    mirrored = torch.cat([mirrored[:1], mirrored[1:].flip(0)])
+    return torch.cat([half, mirrored], 1)
+
+
+def _log_radii() -> Tensor:
+    return math.log(MAX_RADIUS) - RADIUS_STEP * torch.arange(RADII - 1, -1, -1)
+
+
+@lru_cache(maxsize=1)
+def _polar_grid() -> Tensor:
+    radius = _log_radii().exp() * 2
+    angle = torch.arange(ANGLES) * (math.pi / ANGLES)
+    return torch.stack([radius * angle.cos()[:, None], radius * angle.sin()[:, None]], -1)[None]
+
+
+def _sample(spectrum: Tensor, grid: Tensor) -> Tensor:
+    """Interpolate S at frequencies in half cycles per pixel (..., 2), zero frequency in the middle of bin N/2."""
+    n = spectrum.shape[-1]
+    return F.grid_sample(spectrum[None, None], grid + 1.0 / n, mode="bilinear", align_corners=False)[0, 0]
+
+
+@lru_cache(maxsize=16)
+def _template(aspect: float) -> tuple[Tensor, Tensor]:
+    """Conjugate spectrum of the log-polar lattice, and the square root of its points inside the map per shift."""
+    stretch = torch.tensor([math.sqrt(aspect), 1 / math.sqrt(aspect)], dtype=torch.float64)
+    k = FREQUENCIES.double() * stretch
+    row = torch.atan2(k[:, 1], k[:, 0]) % math.pi * (ANGLES / math.pi)
+    # The lattice at scale 1 sits with its largest radius at the map's last column.
+    column = (k.norm(dim=1) / TILE).log().sub(math.log(MAX_RADIUS)) / RADIUS_STEP + RADII - 1
+    template = torch.zeros(ANGLES, PADDED_RADII, dtype=torch.float64)
+    for i in (0, 1):
+        for j in (0, 1):
+            weight = (1 - (row.floor() + i - row).abs()) * (1 - (column.floor() + j - column).abs())
+            template.index_put_(((row.floor().long() + i) % ANGLES, column.floor().long() + j), weight, accumulate=True)
+    spectrum = torch.fft.rfft2(template.float()).conj()
+    inside = torch.zeros(ANGLES, PADDED_RADII)
+    inside[:, :RADII] = 1
+    count = torch.fft.irfft2(torch.fft.rfft2(inside) * spectrum, s=(ANGLES, PADDED_RADII))[:1]
+    return spectrum, torch.where(count > MIN_FREQUENCIES, count.clamp(min=1).rsqrt(), torch.zeros(()))
+
+
+def _coarse(spectrum: Tensor, aspects: tuple[float, ...], top: int) -> tuple[Tensor, Tensor]:
+    """Best (A, score) of the log-polar correlation: (M, 2, 2) in pixels of the level, (M,)."""
+    polar = _sample(spectrum, _polar_grid())
+    polar = polar - polar.mean(0)
+    polar = F.pad(polar / (polar.std(0) + 1e-6), (0, PADDED_RADII - RADII))
+    transformed = torch.fft.rfft2(polar)
+    linears, scores = [], []
+    for aspect in aspects:
+        template, normaliser = _template(aspect)
+        score = torch.fft.irfft2(transformed * template, s=(ANGLES, PADDED_RADII)) * normaliser
+        peak = F.max_pool2d(F.pad(score[None, None], (2, 2, 2, 2), mode="circular"), 5, stride=1)[0, 0]
+        best, index = torch.where(score == peak, score, torch.full((), -1.0)).flatten().topk(top)
+        # An angle is negative where the lattice was turned backwards; a radius shift beyond the middle likewise.
+        turn = torch.div(index, PADDED_RADII, rounding_mode="floor") * (math.pi / ANGLES)
+        grow = index % PADDED_RADII
+        grow = torch.where(grow > PADDED_RADII // 2, grow - PADDED_RADII, grow) * RADIUS_STEP
+        cos, sin, size = turn.cos(), turn.sin(), grow.exp()
+        transposed = torch.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 2) * size[:, None, None]
+        stretch = torch.tensor([math.sqrt(aspect), 1 / math.sqrt(aspect)])
+        linears.append((transposed * stretch).transpose(1, 2))
+        scores.append(best)
+    return torch.cat(linears), torch.cat(scores)
+
+
+def comb_score(spectrum: Tensor, linear: Tensor) -> Tensor:
+    """Sum of S over the lattice of each A (M, 2, 2), in deviations of a random lattice: (M,)."""
+    f = torch.einsum("fj,mji->mfi", FREQUENCIES.to(linear), linear) * (2 / TILE)
+    values = _sample(spectrum, f[None].flatten(1, 2)[:, None])[0].reshape(f.shape[:2])
+    inside = (f.abs() < 1).all(-1) & (f.norm(dim=-1) < 2 * MAX_RADIUS)
+    values = (values - spectrum.mean()) / spectrum.std()
+    count = inside.sum(1)
+    return (values * inside).sum(1) / count.clamp(min=1).sqrt() * (count > MIN_FREQUENCIES)
+
+
+DIRECTIONS = torch.tensor(
+    [
+        [[0, -1], [1, 0]],  # rotation
+        [[1, 0], [0, 1]],  # scale
+        [[1, 0], [0, -1]],  # aspect
+        [[0, 1], [1, 0]],  # shear
+    ]
+)
+
+
+def _refined(spectrum: Tensor, linear: Tensor, rounds: int = 5) -> tuple[Tensor, Tensor]:
+    """Climb each A to a nearby maximum of the comb: pattern search with halving steps in four directions."""
+    steps = torch.tensor([0.004, 0.004, 0.006, 0.004])
+    # All combinations of -1, 0, 1 in the four directions.
+    trial = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 4)
+    score = comb_score(spectrum, linear)
+    for _ in range(rounds):
+        change = torch.einsum("td,dij->tij", trial * steps, DIRECTIONS.to(linear))
+        # A (1 + change): small changes of the received picture
+        moved = linear[:, None] + change[None] @ linear[:, None]
+        scores = comb_score(spectrum, moved.flatten(0, 1)).reshape(len(linear), -1)
+        score, best = scores.max(1)
+        linear = moved[torch.arange(len(linear)), best]
+        steps = torch.where(best.eq(40).all(), steps / 2, steps * 0.7)
+    return linear, score
+
+
+def candidates(level: Level, aspects: tuple[float, ...] = (1.0,), top: int = 24, keep: int = 8) -> list[Candidate]:
+    """The most comb-like geometries of one level, best first.
+
+    Args:
+        level: From `levels`.
+        aspects: Width over height changes to try, of `ASPECTS`.
+        top: Candidates per aspect that are refined.
+        keep: Candidates returned.
+    """
+    linear, _ = _coarse(level.spectrum, aspects, top)
+    linear, score = _refined(level.spectrum, linear)
+    found: list[Candidate] = []
+    unshrink = torch.diag(torch.tensor([1 / level.shrink[0], 1 / level.shrink[1]], dtype=torch.float64))
+    for i in score.argsort(descending=True).tolist():
+        native = linear[i].double() @ unshrink
+        if all(_distinct(native, other.linear) for other in found):
+            found.append(Candidate(native, float(score[i])))
+        if len(found) == keep:
+            break
+    return found
+
+
+def _distinct(a: Tensor, b: Tensor) -> bool:
+    """Whether two lattices differ by more than a quarter turn or a flip and a little."""
+    relation = a @ torch.linalg.inv(b)
+    return float((relation - relation.round()).abs().max()) > 0.005 or abs(float(torch.linalg.det(relation.round()))) != 1
