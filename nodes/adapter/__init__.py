@@ -1,7 +1,8 @@
 """The bridge between ComfyUI and the core: models, autoencoders, prompts, progress."""
 
 from .autoencoder import ComfyAutoencoder
-from .conditioning import NEGATIVE, POSITIVE, ComfyConditioning, from_comfy, prepared, to_comfy
+from .conditioning import NEGATIVE, POSITIVE, ComfyConditioning, check_model, from_comfy, prepared, to_comfy
+from .guider import InversionGuider, NoNoise
 from .model import ComfyModel
 from .progress import Progress
 from .run import run
@@ -13,7 +14,10 @@ __all__ = [
     "ComfyAutoencoder",
     "ComfyConditioning",
     "ComfyModel",
+    "InversionGuider",
+    "NoNoise",
     "Progress",
+    "check_model",
     "clean",
     "from_comfy",
     "normalise",

@@ -11,10 +11,20 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ...onrw_core.inversion import Inversion
-from ...onrw_core.model import Conditioning
+from ...onrw_core.model import Conditioning, DiffusionModel
 from .weights import clean
 
-__all__ = ["CONTENT", "NEGATIVE", "POSITIVE", "WORD", "ComfyConditioning", "from_comfy", "prepared", "to_comfy"]
+__all__ = [
+    "CONTENT",
+    "NEGATIVE",
+    "POSITIVE",
+    "WORD",
+    "ComfyConditioning",
+    "check_model",
+    "from_comfy",
+    "prepared",
+    "to_comfy",
+]
 
 POSITIVE, NEGATIVE = "positive", "negative"  # the names under which ComfyUI prepares prompts for sampling
 CONTENT, WORD = "onrw_content", "onrw_word"  # options in which ONRW_EncodePrompt stores the token spans
@@ -74,6 +84,15 @@ def prepared(inversion: Inversion, positive: list | None = None) -> Inversion:
         prompt = _with_role(inversion.positive, POSITIVE)
     null = None if inversion.null is None else _with_role(inversion.null, NEGATIVE)
     return replace(inversion, positive=prompt, null=null)
+
+
+def check_model(inversion: Inversion, model: DiffusionModel) -> None:
+    """Raise a ValueError unless the inversion was made with this model, LoRAs included."""
+    if inversion.model != model.name:
+        raise ValueError(
+            f"model: the inversion was made with {inversion.model!r}, and this is {model.name!r}; connect the same model "
+            "with the same LoRAs, or invert again"
+        )
 
 
 def _with_role(conditioning: Conditioning, role: str) -> ComfyConditioning:

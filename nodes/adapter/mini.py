@@ -23,9 +23,10 @@ from ...onrw_core.mini.autoencoder import PatchAutoencoder
 from ...onrw_core.mini.text import TextEncoder, Tokenizer
 from ...onrw_core.mini.unet import UNet
 
-__all__ = ["load"]
+__all__ = ["ONCE", "load"]
 
 NAME = "mini"  # of the text encoder in ComfyUI's token dictionaries
+ONCE = "once"
 
 
 def load() -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
@@ -78,7 +79,13 @@ class MiniTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> dict[str, list]:
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, tokenizer_options: dict | None = None, **options
+    ) -> dict[str, list]:
+        """One row of (token, weight), or (token, weight, word number from 1 on, 0 for no word).
+
+        The row repeats the text until it is full, or not with the tokenizer option "once".
+        """
         parsed = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
         words, weights = [], []
         for segment, weight in parsed:
@@ -90,6 +97,8 @@ class MiniTokenizer:
             (token, weights[position] if position >= 0 else 1.0, position + 1)
             for token, position in zip(tokens.ids, tokens.positions, strict=True)
         ]
+        if (tokenizer_options or {}).get(ONCE):
+            row = row[: len(tokens.words) + 1]
         return {NAME: [row if return_word_ids else [entry[:2] for entry in row]]}
 
     def state_dict(self) -> dict:
