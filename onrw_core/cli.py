@@ -64,6 +64,13 @@ COMMANDS = (
         "onrw attack marked.png -o received.jpg --attack crop=0.5 --attack rotation=10 --attack jpeg=50",
     ),
     Command(
+        ("lookup",),
+        ".commands.lookup",
+        "say what an id stands for",
+        "onrw embed photo.jpg -o marked.png --key my.key --registry ids.db --note 'for Ann'\n"
+        "  onrw lookup c0ffee --registry ids.db",
+    ),
+    Command(
         ("demo",),
         ".demo",
         "mark a bundled photo, attack it, read it, and draw an overview",

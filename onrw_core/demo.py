@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .commands.common import number, progress_bar, say
+from .commands.common import number, progress, say
 from .commands.embed import PRESETS
 from .commands.extract import p_value
 from .commands.models import add_model, load_model
@@ -111,13 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     loaded = load_model(arguments.model)
     say(f"marking {folder / 'original.png'} with the id {ID} ...")
-    with progress_bar("marking") as bar:
-
-        def show(state) -> None:
-            bar.total = state.total
-            bar.set_postfix(bits=f"{state.bit_accuracy:.1%}", psnr=f"{state.psnr:.1f}", refresh=False)
-            bar.update(state.iteration - bar.n)
-
+    with progress("marking") as show:
         marked = pipeline.embed(
             original,
             loaded.model,

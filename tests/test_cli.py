@@ -161,6 +161,27 @@ def test_jpeg_output_is_read_back_from_the_file(onrw):
     assert "id 000001" in onrw("extract", "marked.jpg", "--key", "my.key")[1]
 
 
+def test_registry(onrw, tmp_path):
+    photo("photo.png")
+    words = ["embed", "photo.png", "-o", "m.png", "--key", "my.key"]
+    assert onrw(*words, "--id", "ab", "--registry", "ids.db", "--note", "for Ann")[0] == 0
+    assert "0000ab" in onrw("lookup", "AB", "--registry", "ids.db")[1]
+    entry = json.loads(onrw("lookup", "--registry", "ids.db", "--json")[1])
+    assert entry["id"] == "0000ab" and entry["note"] == "for Ann" and len(entry["file_hash"]) == 64
+    assert "for Ann" in onrw("extract", "m.png", "--key", "my.key", "--registry", "ids.db")[1]
+    assert "nothing under 12" in onrw("lookup", "12", "--registry", "ids.db")[1]
+    for bad, reason in (
+        (["lookup", "xy", "--registry", "ids.db"], "not hexadecimal"),
+        (["lookup", "ab", "--registry", "none.db"], "no such file"),
+        (["lookup", "ab", "--registry", "photo.png"], "damaged"),
+        ([*words, "--overwrite", "--registry", "ids.db", "--bits", "01" * 24], "takes ids"),
+        ([*words, "--overwrite", "--note", "lost"], "--registry"),
+    ):
+        code, _, err = onrw(*bad)
+        assert code == 2 and reason in err, err
+    assert not (tmp_path / "none.db").exists()
+
+
 # ---- bad input
 
 

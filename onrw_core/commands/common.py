@@ -6,11 +6,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..cli import BAD_INPUT, OK, SOME_FAILED
 from ..keys import ENVIRONMENT, Key
+
+if TYPE_CHECKING:
+    from ..optimise import State
 
 __all__ = [
     "add_key",
@@ -18,7 +23,7 @@ __all__ = [
     "expand",
     "json_line",
     "load_key",
-    "progress_bar",
+    "progress",
     "plan",
     "number",
     "run_batch",
@@ -136,11 +141,19 @@ def run_batch(items: Sequence, work: Callable, name: Callable[..., Path]) -> int
     return SOME_FAILED if failed < len(items) else BAD_INPUT
 
 
-def progress_bar(label: str):
-    """A progress bar on stderr, silent where that is no terminal."""
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[State], None]]:
+    """A progress bar of an optimisation, on stderr and silent where that is no terminal: takes its states."""
     from tqdm import tqdm
 
-    return tqdm(desc=label, disable=None, leave=False, file=sys.stderr)
+    with tqdm(desc=label, disable=None, leave=False, file=sys.stderr) as bar:
+
+        def show(state: State) -> None:
+            bar.total = state.total
+            bar.set_postfix(bits=f"{state.bit_accuracy:.1%}", psnr=f"{state.psnr:.1f}", refresh=False)
+            bar.update(state.iteration - bar.n)
+
+        yield show
 
 
 def json_line(**fields) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_key, add_overwrite, json_line, load_key, number, plan, progress_bar, run_batch, say
+from .common import add_key, add_overwrite, json_line, load_key, number, plan, progress, run_batch, say
 from .models import add_model, load_model
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..keys import Key
     from ..message import Message
+    from ..registry import Registry
 
 __all__ = ["PRESETS", "add_arguments", "run"]
 
@@ -52,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mask", metavar="FILE", help="picture that is white where the mark may lie")
     parser.add_argument("--seed", type=number(int, 0, 2**53), default=0, metavar="S", help="random draws (default: 0)")
+    parser.add_argument("--registry", metavar="FILE", help="note ids in this file (made if missing); see `onrw lookup`")
+    parser.add_argument("--note", default="", metavar="T", help="what to note beside the id in the registry")
     add_overwrite(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
@@ -66,8 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ..extractors.keyed import KeyedExtractor
     from ..message import random_id
     from ..optimise import PRESETS as SETTINGS
+    from ..registry import perceptual_hash
 
     given = _message(arguments, key)
+    registry = _registry(arguments, given)
     mask = _load_mask(arguments.mask) if arguments.mask else None
     settings = SETTINGS[arguments.preset].with_(target_psnr=arguments.target_psnr, iterations=arguments.iterations)
     loaded = load_model(arguments.model)
@@ -78,13 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         picture = images.load(source)
         message = given or random_id(key)
         extractor = KeyedExtractor(key, len(message.bits))
-        with progress_bar(source.name) as bar:
-
-            def show(state) -> None:
-                bar.total = state.total
-                bar.set_postfix(bits=f"{state.bit_accuracy:.1%}", psnr=f"{state.psnr:.1f}", refresh=False)
-                bar.update(state.iteration - bar.n)
-
+        with progress(source.name) as show:
             marked = pipeline.embed(
                 picture.rgb,
                 loaded.model,
@@ -101,7 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
         images.save(result, marked.image, like=picture, overwrite=arguments.overwrite)
         # The file itself is read back: what it holds is what counts, compression included.
-        reading = extractor.read(images.load(result).rgb)
+        written = images.load(result).rgb
+        reading = extractor.read(written)
         same_size = reading.num_bits == len(message.bits)
         wrong = int((reading.bits != message.bits).sum()) if same_size else len(message.bits)
         if not reading.detected or wrong:
@@ -110,6 +111,14 @@ def run(arguments: argparse.Namespace) -> int:
                 result,
                 wrong,
                 len(message.bits),
+            )
+        if registry is not None:
+            registry.add(
+                message.value,
+                file_hash=hashlib.sha256(result.read_bytes()).hexdigest(),
+                perceptual_hash=perceptual_hash(written),
+                note=arguments.note,
+                prompt_hash=hashlib.sha256(arguments.prompt.encode()).hexdigest() if arguments.prompt else "",
             )
         bits = "".join(map(str, message.bits.tolist()))
         if arguments.json:
@@ -149,6 +158,19 @@ def _message(arguments: argparse.Namespace, key: Key) -> Message | None:
     if len(message.bits) not in SIZES:
         raise ValueError(f"--bits: {len(message.bits)} bits; a mark carries one of {', '.join(map(str, SIZES))}")
     return message
+
+
+def _registry(arguments: argparse.Namespace, given: Message | None) -> Registry | None:
+    """The registry of --registry."""
+    if arguments.registry is None:
+        if arguments.note:
+            raise ValueError("--note: is written into a registry; give --registry FILE")
+        return None
+    if given is not None and given.kind != "id":
+        raise ValueError("--registry: takes ids; mark an --id, or none for a random one, and put the text into --note")
+    from ..registry import Registry
+
+    return Registry.create(arguments.registry)
 
 
 def _load_mask(path: str) -> Tensor:

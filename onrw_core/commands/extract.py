@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .common import add_key, expand, json_line, load_key, run_batch, say
+from .lookup import find, line
 
 if TYPE_CHECKING:
     from ..detection import Reading
@@ -22,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     expected.add_argument("--expect-bits", metavar="0101...", help="compare with these raw bits")
     expected.add_argument("--expect-id", metavar="HEX", help="compare with this id")
     parser.add_argument("--fpr", type=_rate, default=1e-6, metavar="P", help="rate of false alarms (default: 1e-6)")
+    parser.add_argument("--registry", metavar="FILE", help="say what is noted of the id in this file")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
@@ -33,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..detection import match_log10_p
     from ..extractors.keyed import KeyedExtractor
     from ..message import ID_BITS, SIZES, Decoded, decode, encode_id, raw
+    from ..registry import Registry
 
     expected = None
     if arguments.expect_bits is not None:
@@ -41,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--expect-bits: {len(expected)} bits; a mark carries one of {', '.join(map(str, SIZES))}")
     elif arguments.expect_id is not None:
         expected = encode_id(arguments.expect_id, key).bits
+    registry = Registry(arguments.registry) if arguments.registry else None
     extractor = KeyedExtractor(key, ID_BITS if expected is None else len(expected))
 
     def read(file: Path) -> None:
@@ -52,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         if expected is not None and len(bits) == len(expected):
             equal = (bits == expected).double().mean().item()
             match = {"bit_accuracy": round(equal, 4), "log10_p": round(match_log10_p(bits, expected), 2)}
+        entries = find(registry, message.id) if registry and message.id else []
         if arguments.json:
             json_line(
                 input=str(file),
@@ -67,9 +73,14 @@ def run(arguments: argparse.Namespace) -> int:
                     "shift": [round(value, 2) for value in reading.shift],
                 },
                 seconds=round(reading.seconds, 3),
+                **({} if registry is None else {"registered": [asdict(entry) for entry in entries]}),
             )
             return
         say(f"{file}: {_sentence(reading, message, bits)}")
+        for entry in entries:
+            say(f"  {line(entry)}")
+        if registry and message.id and not entries:
+            say(f"  not in {registry.path}")
         if expected is not None:
             found = "another number of bits" if match is None else f"{match['bit_accuracy']:.1%} of the bits agree"
             chance = "" if match is None else f" (by chance: {p_value(match['log10_p'])})"
