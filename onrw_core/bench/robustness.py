@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
-import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,18 +23,18 @@ import torch
 from torch import Tensor
 
 from ..attacks import attack, suite
+from ..constrained import SPACES
 from ..extractors.loading import load_extractor
 from ..keys import Key
 from ..message import SIZES, random_id, raw
 from ..metrics import flattest_window_psnr, psnr, ssim
 from ..mini import Mini, load_mini
-from ..optimise import PRESETS, Settings
+from ..optimise import PRESETS
 from .cache import Cache, generator_for, write
 from .peers import peers
 from .photos import Photo, load_photos, mosaic
 from .regeneration import regenerations
 from .report import PLAIN, progress, robustness_report, tables
-from .spaces import SPACES
 from .statistics import judge
 from .systems import Onrw, System
 
@@ -41,8 +42,6 @@ __all__ = ["SUITES", "add_arguments", "run"]
 
 SUITES = ("onrw12", "onrw12-random", "extended", "regeneration", "adversarial")
 OUT = Path("bench-robustness")
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--extractor", nargs="+", default=["keyed"], help="keyed, rivagan, or a decoder file")
     add("--allow-torchscript", action="store_true", help="run the code in a TorchScript decoder")
-    for name, kind in (("start-sigma", float), ("learning-rate", float), ("steps", int), ("iterations", int)):
+    for name, kind in (("learning-rate", float), ("steps", int), ("iterations", int)):
         add(f"--{name}", type=kind, help="instead of the preset's")
+    add("--start-sigma", type=float, nargs="+", help="noise levels instead of the preset's")
     add("--attacks", type=int, help="attacks an iteration, instead of the preset's")
     add(
         "--mosaic", action="store_true", help="besides, one large picture made of the photos, marked natively"
@@ -93,10 +93,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     photos = load_photos(args.images, args.size, args.match, args.limit)
     key = Key(hashlib.sha256(f"onrw benchmark {args.seed}".encode()).digest())
-    needs_mini = "regeneration" in args.suite or not (
-        args.no_onrw or all(space.startswith("pixel") for space in args.space)
-    )
-    mini = load_mini(args.device) if needs_mini else None
+    mini = None if args.no_onrw and "regeneration" not in args.suite else load_mini(args.device)
     systems = ([] if args.no_onrw else _onrw(args, key, mini)) + (peers() if args.peers else [])
     if not systems:
         raise ValueError("nothing to benchmark: --no-onrw needs --peers")
@@ -105,14 +102,14 @@ def run(args: argparse.Namespace) -> int:
     readings: dict[str, list[dict]] = {s.name: [] for s in systems}
     extra = [mosaic(photos)] if args.mosaic else []
     attacks = _attacks([s for s in args.suite if s != "adversarial"], args.seed, mini, args.device)
-    for number, photo in enumerate(photos + extra, 1):
-        for s in systems:
-            if isinstance(s, Onrw) and photo in extra:
-                s = replace(s, size=None)
-            note, taken = _measure(s, caches[s.name], photo, attacks, key, args.seed)
-            marks[s.name].append(note)
-            readings[s.name] += taken
-            logger.info("%s", progress(f"{number}/{len(photos) + len(extra)}", s, photo, note, taken))
+    work = [(photo, s) for photo in photos for s in systems]
+    # The mosaic is marked at its own size, and by this library alone.
+    work += [(photo, replace(s, size=None)) for photo in extra for s in systems if isinstance(s, Onrw)]
+    for number, (photo, s) in enumerate(work, 1):
+        note, taken = _measure(s, caches[s.name], photo, attacks, key, args.seed)
+        marks[s.name].append(note)
+        readings[s.name] += taken
+        _tell(progress(f"{number}/{len(work)}", s, photo, note, taken))
     report = robustness_report(systems, marks, readings, [p.name for p in extra])
     report |= {"size": args.size, "seed": args.seed}
     if "adversarial" in args.suite:
@@ -123,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if args.false_positives:
         from .false_positives import false_positives
 
-        report["false_positives"] = false_positives(photos, key, args.false_positives, args.seed, logger.info)
+        report["false_positives"] = false_positives(photos, key, args.false_positives, args.seed, _tell)
     report["seconds"] = round(time.perf_counter() - start, 1)
     print(tables(report))
     path = args.json or args.out / "report.json"
@@ -138,61 +135,47 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _onrw(args: argparse.Namespace, key: Key, mini: Mini | None) -> list[System]:
     """One system for each combination of extractor, bits, space and target PSNR."""
     base = PRESETS[args.preset].with_(
-        start_sigma=args.start_sigma,
         learning_rate=args.learning_rate,
         steps=args.steps,
         iterations=args.iterations,
         attacks=args.attacks,
     )
     systems = []
-    for name in args.extractor:
-        for bits in args.bits if name == "keyed" else [0]:
-            extractor = load_extractor(name, key, bits, args.allow_torchscript)
-            for space in args.space:
-                space, _, rate = space.partition("=")
-                if space not in SPACES:
-                    raise ValueError(f"--space {space}: choose from {', '.join(SPACES)}, e.g. pixel=0.01")
-                for target in args.target_psnr:
-                    settings = base.with_(target_psnr=target, learning_rate=_number(rate))
-                    label = _label(args, extractor.name, extractor.num_bits, space, target)
-                    systems.append(
-                        Onrw(label, extractor, _for_space(settings, space), mini, space, args.size,
-                             key.fingerprint, args.device)
-                    )  # fmt: skip
+    for name, bits, (space, rate), sigma, target in itertools.product(
+        args.extractor, args.bits, map(_space, args.space), args.start_sigma or [None], args.target_psnr
+    ):
+        if name != "keyed" and bits != args.bits[0]:
+            continue  # others' decoders have the bits that they have
+        extractor = load_extractor(name, key, bits, args.allow_torchscript)
+        settings = base.with_(target_psnr=target, space=space, start_sigma=sigma, learning_rate=rate)
+        parts = ["ONRW"]
+        parts += [extractor.name] if len(args.extractor) > 1 or name != "keyed" else []
+        parts += [f"{bits} bits"] if len(args.bits) > 1 and name == "keyed" else []
+        parts += [space] if len(args.space) > 1 or space != "noise" else []
+        parts += [f"sigma {sigma:g}"] if len(args.start_sigma or []) > 1 else []
+        label = " ".join([*parts, f"{target:g} dB"])
+        systems.append(Onrw(label, extractor, settings, mini, args.size, key.fingerprint, args.device))
     return systems
 
 
-def _for_space(settings: Settings, space: str) -> Settings:
-    """Outside of the noise there is no model whose attention, prompt or guidance could matter."""
-    if space == "noise":
-        return settings
-    return settings.with_(
-        steps=1,
-        guidance=1.0,
-        method="ddim",
-        attention_weight=0.0,
-        mask="none",
-        inject=False,
-        start_sigma=0.041,
-    )
-
-
-def _number(text: str) -> float | None:
+def _space(text: str) -> tuple[str, float | None]:
+    """ "pixel=0.01" -> ("pixel", 0.01)."""
+    space, _, rate = text.partition("=")
+    if space not in SPACES:
+        raise ValueError(
+            f"--space {text}: choose from {', '.join(SPACES)}, with a step size if wanted: pixel=0.01"
+        )
     try:
-        return float(text) if text else None
+        return space, float(rate) if rate else None
     except ValueError:
-        raise ValueError(f"--space: {text!r} is not a step size; write e.g. pixel=0.01") from None
-
-
-def _label(args: argparse.Namespace, extractor: str, bits: int, space: str, target: float) -> str:
-    parts = ["ONRW"]
-    parts += [extractor] if len(args.extractor) > 1 or extractor != "keyed" else []
-    parts += [f"{bits} bits"] if len(args.bits) > 1 else []
-    parts += [space] if len(args.space) > 1 or space != "noise" else []
-    return " ".join([*parts, f"{target:g} dB"])
+        raise ValueError(f"--space {text}: {rate!r} is not a step size; write e.g. pixel=0.01") from None
 
 
 Attacks = Callable[[str], Iterator[tuple[str, str, Any]]]

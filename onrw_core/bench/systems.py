@@ -17,7 +17,6 @@ from ..mini import Mini
 from ..optimise import Settings
 from ..pipeline import embed
 from .photos import Photo
-from .spaces import EMPTY, PixelAutoencoder, StillModel
 
 __all__ = ["Onrw", "Outcome", "System"]
 
@@ -71,8 +70,7 @@ class Onrw(System):
         name: See `System`.
         extractor: The reader.
         settings_: Of the optimisation.
-        mini: The embedded model; None only in pixel space.
-        space: One of `spaces.SPACES`.
+        mini: The embedded model.
         size: Working size in pixels; None for the photo's own.
         fingerprint: Of the key, for the cache.
         device: Where models run.
@@ -81,8 +79,7 @@ class Onrw(System):
     name: str
     extractor: Extractor
     settings_: Settings
-    mini: Mini | None
-    space: str = "noise"
+    mini: Mini
     size: int | None = None
     fingerprint: str = ""
     device: str = "cpu"
@@ -90,35 +87,28 @@ class Onrw(System):
 
     def __post_init__(self) -> None:
         self.num_bits = self.extractor.num_bits
-        self._still, self._pixels = StillModel(), PixelAutoencoder()
 
     def settings(self) -> dict[str, Any]:
-        model = "" if self.mini is None else f"{self.mini.model.name} {self.mini.autoencoder.name}"
         return {
             "system": "onrw",
             "version": __version__,
             "extractor": self.extractor.name,
             "bits": self.num_bits,
             "key": self.fingerprint,
-            "model": model if self.space != "pixel" else "",
-            "space": self.space,
+            "model": f"{self.mini.model.name} {self.mini.autoencoder.name}",
             "size": self.size,
             "settings": asdict(self.settings_),
         }
 
     def mark(self, photo: Photo, bits: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        if self.space == "noise":
-            model, positive, null = self.mini.model, self.mini.encode(photo.prompt), self.mini.encode("")
-        else:
-            model, positive, null = self._still, EMPTY, EMPTY
         marked = embed(
             photo.image.to(self.device),
-            model,
-            self._pixels if self.space == "pixel" else self.mini.autoencoder,
+            self.mini.model,
+            self.mini.autoencoder,
             self.extractor,
             bits,
-            positive=positive,
-            null=null,
+            positive=self.mini.encode(photo.prompt),
+            null=self.mini.encode(""),
             settings=self.settings_,
             generator=generator,
             size=self.size or min(photo.image.shape[-2:]),
