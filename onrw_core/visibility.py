@@ -82,8 +82,11 @@ def _map(image: Tensor, target_psnr: float) -> Tensor:
     def shaped(exponent: float) -> Tensor:
         return _limited(exponent * masking)
 
+    def both(candidate: Tensor) -> bool:
+        return similar(candidate) and quiet(candidate)
+
     if quiet(shaped(EXPONENT_MAX)):
-        return shaped(_least(lambda p: similar(shaped(p)) and quiet(shaped(p)), EXPONENT_MIN, EXPONENT_MAX))
+        return shaped(_least(lambda p: both(shaped(p)), EXPONENT_MIN, EXPONENT_MAX))
     base = _least(lambda p: similar(shaped(p)), EXPONENT_MIN, EXPONENT_MAX) * masking
     dip = _flat_windows(image) * math.log(10) / 20
     return _limited(base - dip * _least(lambda depth: quiet(_limited(base - dip * depth)), 0.0, DIP_MAX_DB))
