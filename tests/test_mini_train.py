@@ -40,10 +40,10 @@ def photos(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(train_autoencoder, "PIXELS_PER_BATCH", 128 * 128)
-    monkeypatch.setattr(train_unet, "PHOTO_SIDES", {16: 136, 32: 264, 64: 520})
-    monkeypatch.setattr(train_unet, "BATCHES", {16: 2, 32: 1, 64: 1})
+    monkeypatch.setattr(train_unet, "PHOTO_SIDES", {16: 136, 32: 264})
+    monkeypatch.setattr(train_unet, "BATCHES", {16: 2, 24: 1, 32: 1})
     monkeypatch.setattr(train_unet, "SHARES_LATE", {16: 1.0})
-    monkeypatch.setattr(train_unet, "SHARES_EARLY", {16: 1.0})
+    monkeypatch.setattr(train_unet, "SHARES_EARLY", {24: 1.0})
     monkeypatch.setattr(train_unet, "sample_sheet", lambda *args: None)
 
 
@@ -96,12 +96,12 @@ def test_unet_trains_resumes_and_exports(photos, tmp_path, quick):
     (out / "cache").mkdir(parents=True)
     autoencoder = small_autoencoder().requires_grad_(False)
     export_module(autoencoder, out / AUTOENCODER_FILE, autoencoder.config)
-    for steps in (2, 3):
+    for steps in (2, 4):
         train_unet.train_unet(
             whole, autoencoder, "x", out, seed=0, budget=Budget(steps, None), device="cpu", config=TINY_UNET
         )
     lines = [json.loads(line) for line in (out / "unet.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 3] and lines[-1]["v400"] > 0
+    assert [line["step"] for line in lines] == [2, 4] and lines[-1]["v400"] > 0
     mini = load_mini(weights=out)
     prompt = mini.encode("a picture of number 2")
     (x0,), _ = mini.model.denoise(torch.randn(1, 4, 8, 8), torch.tensor(1.0), [prompt])

@@ -19,7 +19,7 @@ from .adapter import Mini, MiniAutoencoder, MiniModel
 from .autoencoder import PatchAutoencoder
 from .data import PhotoSet
 from .diffusion import TIMESTEPS, alphas_cumprod, noised, velocity
-from .latents import LatentSet
+from .latents import LatentSet, encoded_windows
 from .loop import Budget, TrainingLog, save_atomic, step_generator, step_rng
 from .sampling import sample
 from .sheets import save_grid
@@ -36,7 +36,7 @@ DECAY_FROM = 0.7  # part of the budget after which the learning rate falls linea
 EMA_DECAY = 0.999
 CAPTION_DROPOUT = 0.12
 WORD_DROPOUT = 0.03
-PHOTO_SIDES = {16: 144, 32: 288, 64: 576}
+PHOTO_SIDES = {16: 144, 32: 288}  # of the encoded photos; larger windows are encoded when drawn
 BATCHES = {16: 16, 32: 6, 64: 2}
 GPU_BATCH_FACTOR = 32
 SMALL_PART = 0.45  # part of the budget that is spent mostly on 16x16
@@ -93,12 +93,13 @@ def train_unet(
     journal = TrainingLog(out / "unet.jsonl")
     scales: dict[int, LatentSet] = {}
 
-    def latents(side: int) -> LatentSet:
+    def windows(rng: np.random.Generator, indices: np.ndarray, side: int) -> Tensor:
+        if side not in PHOTO_SIDES:
+            return encoded_windows(photos, autoencoder, rng, indices, side, device)
         if side not in scales:
-            scales[side] = LatentSet(
-                photos, autoencoder, PHOTO_SIDES[side], out / "cache", autoencoder_name, device, mirrored=side < 64
-            )
-        return scales[side]
+            cache = out / "cache"
+            scales[side] = LatentSet(photos, autoencoder, PHOTO_SIDES[side], cache, autoencoder_name, device)
+        return scales[side].windows(rng, indices, side).to(device)
 
     pool = photos.indices(held_out=False)
     probe_photos = photos.indices(held_out=True)[::3]
@@ -113,7 +114,7 @@ def train_unet(
         })  # fmt: skip
         export_module(average["unet"], out / UNET_FILE, config.to_dict())
         export_module(average["text"], out / TEXT_FILE, {"vocabulary": tokenizer.vocabulary})
-        held_out = latents(32).windows(step_rng(seed, -1), probe_photos, 32).to(device)
+        held_out = windows(step_rng(seed, -1), probe_photos, 32)
         ids = caption_ids(tokenizer, [photos.captions[int(index)] for index in probe_photos]).to(device)
         errors = {f"v{t}": probe_error(average, held_out, ids, t, alphas) for t in PROBE_TIMESTEPS}
         losses = {key: journal.mean(key) for key in journal.keys()}
@@ -127,7 +128,7 @@ def train_unet(
             side = int(rng.choice(list(shares), p=list(shares.values())))
             count = BATCHES[side] * factor
             chosen = rng.choice(pool, count)
-            x0 = latents(side).windows(rng, chosen, side).to(device)
+            x0 = windows(rng, chosen, side)
             ids = dropped(caption_ids(tokenizer, [photos.captions[int(k)] for k in chosen]), tokenizer, rng).to(device)
             # Stratified timesteps: one from each of `count` equal parts of the schedule.
             strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
