@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from onrw_core import cli, pipeline
-from onrw_core.commands import embed, models
+from onrw_core import cli, images, pipeline
+from onrw_core.commands import common, embed, models
 from onrw_core.keys import Key
 from onrw_core.message import encode_id
+from onrw_core.mini.weights import WEIGHTS
 from onrw_core.optimise import PRESETS
 
 SIDE = 128
@@ -154,6 +155,17 @@ def test_attack(onrw):
     assert code == 0 and "jpeg=50" in out
 
 
+@pytest.mark.skipif(not WEIGHTS.is_dir(), reason="the embedded model's weights are not there")
+def test_embed_with_the_embedded_model(onrw, monkeypatch):
+    monkeypatch.undo()
+    photo("photo.png")
+    words = ["--iterations", "3", "--size", SIDE, "--id", "beef", "--prompt", "a wall", "--json"]
+    code, out, err = onrw("embed", "photo.png", "-o", "marked.png", "--key", "my.key", *words)
+    fields = json.loads(out)
+    assert code == 0 and list(fields) == EMBED_FIELDS and fields["iterations"] <= 3
+    assert abs(fields["psnr"] - 42) < 0.5
+
+
 def test_jpeg_output_is_read_back_from_the_file(onrw):
     photo("photo.png")
     code, _, _ = onrw("embed", "photo.png", "-o", "marked.jpg", "--key", "my.key", "--id", "1")
@@ -191,9 +203,10 @@ def test_bad_pictures_are_named(onrw, tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:3000])
     (tmp_path / "words.png").write_text("no picture at all")
     photo("small.png", 48)
+    Image.fromarray(np.zeros((80, 80), np.uint16)).save("deep.png")
     frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "blue")]
     frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
-    for name in ("missing.png", "empty.png", "cut.png", "words.png", "small.png", "moving.gif"):
+    for name in ("missing.png", "empty.png", "cut.png", "words.png", "small.png", "deep.png", "moving.gif"):
         for command in (["embed", name, "-o", "out.png"], ["extract", name]):
             code, out, err = onrw(*command, "--key", "my.key")
             assert code == 2 and name in err and "Traceback" not in err and out == "", (name, err)
@@ -208,6 +221,12 @@ def test_other_kinds_of_picture_are_taken(onrw, tmp_path):
         code, _, err = onrw("embed", name, "-o", f"marked-{name}", "--key", "my.key", "--id", "7")
         assert code == 0, (name, err)
         assert "id 000007" in onrw("extract", f"marked-{name}", "--key", "my.key")[1]
+
+
+def test_alpha_that_the_output_cannot_hold(onrw, tmp_path):
+    Image.open(photo("rgb.png")).convert("RGBA").save("alpha.png")
+    code, _, err = onrw("embed", "alpha.png", "-o", "marked.jpg", "--key", "my.key")
+    assert code == 2 and "alpha channel" in err and not (tmp_path / "marked.jpg").exists()
 
 
 def test_batch_with_a_bad_file(onrw, tmp_path):
@@ -353,6 +372,10 @@ def test_help_has_an_example(onrw):
 
 def test_presets_are_the_library_s():
     assert set(embed.PRESETS) == set(PRESETS)
+
+
+def test_kinds_of_file_are_the_library_s():
+    assert set(common.SUFFIXES) == set(images.FORMATS)
 
 
 def test_help_loads_no_torch():

@@ -82,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     def mark(job: tuple[Path, Path]) -> None:
         source, result = job
         picture = images.load(source)
+        if picture.alpha is not None and images.FORMATS[result.suffix.lower()] in images.NO_ALPHA:
+            raise ValueError(f"{source}: has an alpha channel, which {result} cannot hold; write a PNG")
         message = given or random_id(key)
         extractor = KeyedExtractor(key, len(message.bits))
         with progress(source.name) as show:
