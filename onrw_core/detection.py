@@ -6,10 +6,10 @@ are random directions of the band's d = 364 dimensions, whatever the tile t that
     cosine of one sync pattern and t:  cos^2 ~ Beta(1/2, (d - 1)/2)
     part of the payload's K carriers in t (less its sync parts): ~ Beta(K/2, (d - 5 - K)/2), independent of the first.
 
-The sync cosine is the largest over all shifts; the expected number of peaks above a level u = cos sqrt(d) of a random field
-with second spectral moments L is A sqrt(det L) (2 pi)^(-3/2) u exp(-u^2/2) (Adler & Taylor 2007; here with the tail of the
-sphere), which counts the shifts as they are: correlated. Orientations, bit counts and geometries tried multiply it
-(Bonferroni). Both p-values are combined by their product q: P = q (1 - ln q) (Fisher).
+The sync cosine is the largest over all shifts; the expected number of peaks above a level u = cos sqrt(d) of a random
+field with second spectral moments L is A sqrt(det L) (2 pi)^(-3/2) u exp(-u^2/2) (Adler & Taylor 2007; here with the
+tail of the sphere), which counts the shifts as they are: correlated. Orientations, bit counts and geometries tried
+multiply it (Bonferroni). Both p-values are combined by their product q: P = q (1 - ln q) (Fisher).
 
 **Match** (message given): the number of equal bits is binomial with 1/2. The two are never mixed.
 """
@@ -55,7 +55,8 @@ class Reading:
         geometry: How the picture lies in the marked frame (up to whole tiles of shift).
         rotation: Degrees by which the marked picture was turned counter-clockwise.
         scale: Size of the content relative to the marked frame.
-        shift: (x, y) of the picture's upper left corner in the marked frame modulo the tile, pixels of the marked frame.
+        shift: (x, y) of the picture's upper left corner in the marked frame modulo the tile, pixels of the marked
+            frame.
         flipped: Whether the picture is mirrored.
         confidence: Smallest |logit| relative to the mean |logit|, 0 to 1.
         seconds: Time the reading took.
@@ -150,7 +151,15 @@ def product_log_p(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def presence_log10_p(
-    cosine: float, roughness: float, fraction: float, num_bits: int, *, dimensions: int, syncs: int, area: float, tries: float
+    cosine: float,
+    roughness: float,
+    fraction: float,
+    num_bits: int,
+    *,
+    dimensions: int,
+    syncs: int,
+    area: float,
+    tries: float,
 ) -> float:
     """Base-10 logarithm of the presence p-value.
 

@@ -38,7 +38,9 @@ def message(num_bits: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, 2, (num_bits,), generator=torch.Generator().manual_seed(seed))
 
 
-def marked(extractor: KeyedExtractor, bits: torch.Tensor, image: torch.Tensor, amplitude: float = 0.02, steps: int = 12):
+def marked(
+    extractor: KeyedExtractor, bits: torch.Tensor, image: torch.Tensor, amplitude: float = 0.02, steps: int = 12
+):
     """A few sign-free gradient steps in pixel space, as strong as `amplitude` rms."""
     residual = torch.zeros_like(image).requires_grad_()
     optimiser = torch.optim.Adam([residual], lr=amplitude / 3)
@@ -86,11 +88,15 @@ FLIP = Geometry(torch.tensor([[-1.0, 0, SIZE], [0, 1, 0], [0, 0, 1]], dtype=torc
     [
         (lambda x: x.rot90(1, (2, 3)), Geometry.rotation(90, (SIZE, SIZE)), 0.9999),
         (lambda x: x.flip(3), FLIP, 0.9999),
-        (lambda x: resample(x, Geometry.rotation(20, (SIZE, SIZE)), (SIZE, SIZE)), Geometry.rotation(20, (SIZE, SIZE)), 0.85),
+        (
+            lambda x: resample(x, Geometry.rotation(20, (SIZE, SIZE)), (SIZE, SIZE)),
+            Geometry.rotation(20, (SIZE, SIZE)),
+            0.85,
+        ),
         (lambda x: F.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True), Geometry.scale(2), 0.85),
         (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic", antialias=True), Geometry.scale(0.5), 0.98),
         (lambda x: x[..., 20:230, 11:], Geometry.shift(11, 20), 0.85),
-        (lambda x: (x * 1.1 + 0.02), None, 0.98),
+        (lambda x: x * 1.1 + 0.02, None, 0.98),
     ],
 )
 def test_tile_is_set_straight(extractor, mark, change, geometry, least):

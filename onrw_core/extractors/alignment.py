@@ -63,7 +63,8 @@ def oriented(tiles: Tensor) -> Tensor:
 def roughness(tiles: Tensor) -> Tensor:
     """Square root of the determinant of the second spectral moments, (N,), in 1/pixel^2.
 
-    It says how fast the correlation of a tile with a random pattern varies, hence how many independent shifts there are.
+    It says how fast the correlation of a tile with a random pattern varies, hence how many independent shifts there
+    are.
     """
     a, b = tiles.double().chunk(2, -1)
     power = a * a + b * b

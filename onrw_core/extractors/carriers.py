@@ -6,9 +6,10 @@ orthonormal basis
 
     sqrt(2)/64 cos(2 pi (kx x + ky y) / 64),   sqrt(2)/64 sin(2 pi (kx x + ky y) / 64)
 
-in continuous coordinates (the centre of the first pixel is (0.5, 0.5)). A pattern is a unit vector of coefficients in this
-basis. Patterns are rows of integers read from SHAKE-256(key, label), each integer the sum of eight bytes minus its mean
-(nearly Gaussian, so that every direction of the band is equally likely), orthonormalised in order in float64. First come
+in continuous coordinates (the centre of the first pixel is (0.5, 0.5)). A pattern is a unit vector of coefficients in
+this basis. Patterns are rows of integers read from SHAKE-256(key, label), each integer the sum of eight bytes minus
+its mean (nearly Gaussian, so that every direction of the band is equally likely), orthonormalised in order in
+float64. First come
 the five sync patterns, one for each number of bits, then the carriers of the payload: the carriers are the same for
 every number of bits, and the sync pattern that is found tells how many of them are in use.
 

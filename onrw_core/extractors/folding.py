@@ -1,6 +1,7 @@
 """Folding: the average of all tiles of a whitened picture, as coefficients of the band.
 
-A periodic mark adds up over the tiles, the picture does not. The tile is read at the band's 182 frequencies only, and there
+A periodic mark adds up over the tiles, the picture does not. The tile is read at the band's 182 frequencies only, and
+there
 moving it is exact for any fraction of a pixel: a shift multiplies each complex coefficient by a phase.
 """
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Geometry, resample
+from ..geometry import Geometry
 
 __all__ = ["Straight", "straighten"]
 
@@ -91,6 +91,22 @@ def _resampled(y: Tensor, geometry: Geometry, limit: int) -> Straight:
     width, height = (int(v) for v in (high - low).clamp(min=1).tolist())
     x0, y0 = low.tolist()
     to_received = geometry.inverse() @ Geometry.shift(x0, y0)
-    weight = resample(torch.ones_like(y[:1, :1]), to_received, (height, width)).detach()
-    straight = resample(y, to_received, (height, width), mode="bicubic")
-    return Straight(straight, (weight > 0.999).to(y), x0, y0)
+    grid = _grid(to_received, height, width, y)
+    # Half a pixel inside of the picture's edge, where nothing of the outside is interpolated into it.
+    edge = 1 - torch.tensor([1 / y.shape[-1], 1 / y.shape[-2]])
+    weight = (grid.abs() <= edge.to(y)).all(-1)[:, None].to(y)
+    straight = F.grid_sample(y, grid.expand(len(y), -1, -1, -1), mode="bicubic", align_corners=False)
+    return Straight(straight, weight, x0, y0)
+
+
+def _grid(geometry: Geometry, height: int, width: int, like: Tensor) -> Tensor:
+    """Sampling positions of a (height, width) picture in the -1 to 1 coordinates of `like`, (1, height, width, 2)."""
+    extent = torch.tensor([like.shape[-1], like.shape[-2], 1.0], dtype=torch.float64)
+    to_unit = torch.tensor([[2.0, 0, -1], [0, 2, -1], [0, 0, 1]], dtype=torch.float64) @ torch.diag(1 / extent)
+    matrix = (to_unit @ geometry.matrix / geometry.matrix[2, 2]).to(like)
+    x = torch.arange(width, dtype=like.dtype) + 0.5
+    y = torch.arange(height, dtype=like.dtype)[:, None] + 0.5
+    rows = [matrix[i, 0] * x + (matrix[i, 1] * y + matrix[i, 2]) for i in range(3)]
+    if float(matrix[2, :2].abs().max()) > 0:
+        rows = [rows[0] / rows[2], rows[1] / rows[2]]
+    return torch.stack(rows[:2], -1)[None]

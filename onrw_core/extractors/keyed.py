@@ -1,9 +1,9 @@
 """The keyed extractor: spread spectrum on a periodic tile, found again blindly.
 
-A mark adds to the picture, in every tile of 64 x 64 pixels, the same combination of secret patterns (`carriers`): a sync
-pattern that says how many bits there are and where the tile begins, and one carrier per bit with the bit as its sign. To
-read, the picture is whitened, set straight, its tiles are averaged (`folding`), and the average tile is correlated with
-the patterns. With t the tile's coefficients in the band and c_k the carriers,
+A mark adds to the picture, in every tile of 64 x 64 pixels, the same combination of secret patterns (`carriers`): a
+sync pattern that says how many bits there are and where the tile begins, and one carrier per bit with the bit as its
+sign. To read, the picture is whitened, set straight, its tiles are averaged (`folding`), and the average tile is
+correlated with the patterns. With t the tile's coefficients in the band and c_k the carriers,
 
     logit_k = sqrt(K) <c_k, t> / |t|
 

@@ -1,8 +1,8 @@
 """Polish: a nearly right geometry is made right by looking at every tile on its own.
 
-Where the geometry is off by a little, each tile b with its centre at c_b is moved by a small d_b = D c_b + b + c_b (g c_b)
-(rotation, scale, aspect and shear in D, shift in b, perspective in g). In the band that is a phase, so the correlation with
-the sync pattern s,
+Where the geometry is off by a little, each tile b with its centre at c_b is moved by a small d_b = D c_b + b + c_b (g
+c_b) (rotation, scale, aspect and shear in D, shift in b, perspective in g). In the band that is a phase, so the
+correlation with the sync pattern s,
 
     J = Re sum_b sum_k conj(s_k) t_bk exp(i k d_b),
 

@@ -1,11 +1,11 @@
 """Blind reading: find the geometry of a marked picture, then its bits, with an honest p-value.
 
-Attempts are made in order: the picture as it is, the picture brought to the working size, the geometries that the search
-proposes. In each, the tile is aligned with the sync patterns over all shifts, flips and quarter turns; the most promising
-are polished. The reading stops at the first attempt whose p-value holds.
+Attempts are made in order: the picture as it is, the picture brought to the working size, the geometries that the
+search proposes. In each, the tile is aligned with the sync patterns over all shifts, flips and quarter turns; the
+most promising are polished. The reading stops at the first attempt whose p-value holds.
 
-Every attempt j has a weight w_j, fixed beforehand, and the weights sum to 1. Then min_j p_j / w_j is a p-value for all of
-them together (weighted Bonferroni), whenever one stops.
+Every attempt j has a weight w_j, fixed beforehand, and the weights sum to 1. Then min_j p_j / w_j is a p-value for
+all of them together (weighted Bonferroni), whenever one stops.
 """
 
 from __future__ import annotations
@@ -175,9 +175,7 @@ def _geometries(y: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry |
             yield Geometry(matrix), weight, True
 
 
-def read(
-    y: Tensor, carriers: Carriers, *, search: bool = True, fpr: float = 1e-6, size: int = WORKING_SIZE
-) -> Reading:
+def read(y: Tensor, carriers: Carriers, *, search: bool = True, fpr: float = 1e-6, size: int = WORKING_SIZE) -> Reading:
     """Find and read a mark in luminance (1, 1, H, W); see `KeyedExtractor.read`."""
     start = time.perf_counter()
     attempts = Attempts(y, carriers)

@@ -5,7 +5,8 @@ coordinates p lie at q = A p + b in the marked frame, these appear at f = A^T k 
 
 1. the spectrum's power is divided by its local mean, which turns photographs into a nearly white map S(f) and the mark
    into a lattice of peaks;
-2. in log-polar coordinates rotation and scale are shifts: one correlation by FFT sums S over the lattice for all of them
+2. in log-polar coordinates rotation and scale are shifts: one correlation by FFT sums S over the lattice for all of
+them
    (a template holds one point of equal weight per lattice frequency, so the sum is the log-likelihood of weak peaks);
    aspect changes have templates of their own;
 3. the best candidates are refined in all four numbers of A on the spectrum itself.
@@ -37,6 +38,8 @@ RADII = 560
 PADDED_RADII = 864  # room for the template, so that nothing wraps around
 MAX_RADIUS = 0.5  # cycles per pixel
 RADIUS_STEP = 0.006  # of the logarithm
+REFINED = 32  # candidates per level
+BLOCK = 8  # cells of the log-polar map
 NEIGHBOURHOOD = 21  # bins over which the spectrum is flattened
 CLIP = 3.0
 MIN_FREQUENCIES = 40  # lattice frequencies (of 182) that must lie inside the spectrum
@@ -85,9 +88,9 @@ def _flattened(y: Tensor) -> Tensor:
     half = torch.fft.rfft2(w * window, s=(n, n)).abs().square()
     power = torch.fft.fftshift(_full(half, n))[None, None]
     mean = power
-    for kernel in ((1, NEIGHBOURHOOD), (NEIGHBOURHOOD, 1)):
-        pad = (kernel[1] // 2, kernel[1] // 2, kernel[0] // 2, kernel[0] // 2)
-        mean = F.avg_pool2d(F.pad(mean, pad, mode="circular"), kernel, stride=1)
+    for _ in range(2):  # rows, then, transposed, columns
+        mean = F.pad(mean, (NEIGHBOURHOOD // 2, NEIGHBOURHOOD // 2, 0, 0), mode="circular")
+        mean = F.avg_pool2d(mean, (1, NEIGHBOURHOOD), stride=1).transpose(-1, -2).contiguous()
     return (power / (mean + 1e-12)).clamp(max=CLIP**2).sqrt()[0, 0]
 
 
@@ -145,11 +148,17 @@ def _coarse(spectrum: Tensor, aspects: tuple[float, ...], top: int) -> tuple[Ten
     for aspect in aspects:
         template, normaliser = _template(aspect)
         score = torch.fft.irfft2(transformed * template, s=(ANGLES, PADDED_RADII)) * normaliser
-        peak = F.max_pool2d(F.pad(score[None, None], (2, 2, 2, 2), mode="circular"), 5, stride=1)[0, 0]
-        best, index = torch.where(score == peak, score, torch.full((), -1.0)).flatten().topk(top)
+        # One candidate per block of cells, so that a peak is not listed many times.
+        blocks = score.reshape(ANGLES // BLOCK, BLOCK, PADDED_RADII // BLOCK, BLOCK).permute(0, 2, 1, 3).flatten(2)
+        value, inner = blocks.max(2)
+        best, outer = value.flatten().topk(top)
+        inner, columns = inner.flatten()[outer], PADDED_RADII // BLOCK
+        index = torch.div(outer, columns, rounding_mode="floor") * BLOCK + torch.div(
+            inner, BLOCK, rounding_mode="floor"
+        )
+        grow = outer % columns * BLOCK + inner % BLOCK
         # An angle is negative where the lattice was turned backwards; a radius shift beyond the middle likewise.
-        turn = torch.div(index, PADDED_RADII, rounding_mode="floor") * (math.pi / ANGLES)
-        grow = index % PADDED_RADII
+        turn = index * (math.pi / ANGLES)
         grow = torch.where(grow > PADDED_RADII // 2, grow - PADDED_RADII, grow) * RADIUS_STEP
         cos, sin, size = turn.cos(), turn.sin(), grow.exp()
         transposed = torch.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 2) * size[:, None, None]
@@ -161,10 +170,11 @@ def _coarse(spectrum: Tensor, aspects: tuple[float, ...], top: int) -> tuple[Ten
 
 def comb_score(spectrum: Tensor, linear: Tensor) -> Tensor:
     """Sum of S over the lattice of each A (M, 2, 2), in deviations of a random lattice: (M,)."""
+    deviation, mean = torch.std_mean(spectrum[::4, ::4])
     f = torch.einsum("fj,mji->mfi", FREQUENCIES.to(linear), linear) * (2 / TILE)
     values = _sample(spectrum, f[None].flatten(1, 2)[:, None])[0].reshape(f.shape[:2])
-    inside = (f.abs() < 1).all(-1) & (f.norm(dim=-1) < 2 * MAX_RADIUS)
-    values = (values - spectrum.mean()) / spectrum.std()
+    inside = f.square().sum(-1) < (2 * MAX_RADIUS) ** 2
+    values = (values - mean) / deviation
     count = inside.sum(1)
     return (values * inside).sum(1) / count.clamp(min=1).sqrt() * (count > MIN_FREQUENCIES)
 
@@ -202,10 +212,11 @@ def candidates(level: Level, aspects: tuple[float, ...] = (1.0,), top: int = 24,
     Args:
         level: From `levels`.
         aspects: Width over height changes to try, of `ASPECTS`.
-        top: Candidates per aspect that are refined.
+        top: Candidates per aspect, of which the best are refined.
         keep: Candidates returned.
     """
-    linear, _ = _coarse(level.spectrum, aspects, top)
+    linear, score = _coarse(level.spectrum, aspects, top)
+    linear = linear[score.topk(min(REFINED, len(score))).indices]
     linear, score = _refined(level.spectrum, linear)
     found: list[Candidate] = []
     unshrink = torch.diag(torch.tensor([1 / level.shrink[0], 1 / level.shrink[1]], dtype=torch.float64))
@@ -221,4 +232,6 @@ def candidates(level: Level, aspects: tuple[float, ...] = (1.0,), top: int = 24,
 def _distinct(a: Tensor, b: Tensor) -> bool:
     """Whether two lattices differ by more than a quarter turn or a flip and a little."""
     relation = a @ torch.linalg.inv(b)
-    return float((relation - relation.round()).abs().max()) > 0.005 or abs(float(torch.linalg.det(relation.round()))) != 1
+    return (
+        float((relation - relation.round()).abs().max()) > 0.005 or abs(float(torch.linalg.det(relation.round()))) != 1
+    )

@@ -2,9 +2,10 @@
 
     w = h / (deviation(h) + floor),   h = y - mean(y)
 
-with local means over about 4 pixels and local deviations over about 8, and a soft clamp. Means are taken at a quarter and
-an eighth of the resolution (block average, binomial blur, linear interpolation), which costs a tenth of a Gaussian blur
-at full resolution. Pixels with weight 0 (outside of the picture, black corners, borders) take no part in any mean.
+with local means over about 4 pixels and local deviations over about 8, and a soft clamp. Means are taken at a quarter
+and an eighth of the resolution (block average, binomial blur, linear interpolation), which costs a tenth of a
+Gaussian blur at full resolution. Pixels with weight 0 (outside of the picture, black corners, borders) take no part
+in any mean.
 """
 
 from __future__ import annotations
