@@ -14,10 +14,11 @@ from onrw_core import cli, images, pipeline
 from onrw_core.commands import common, embed, models
 from onrw_core.keys import Key
 from onrw_core.message import encode_id
-from onrw_core.mini.weights import WEIGHTS
+from onrw_core.mini.weights import UNET_FILE, WEIGHTS
 from onrw_core.optimise import PRESETS
 
 SIDE = 128
+EMBED = pipeline.embed
 EMBED_FIELDS = ["input", "output", "bits", "psnr", "ssim", "iterations", "seconds", "detected", "log10_p"]
 EXTRACT_FIELDS = ["input", "detected", "log10_p", "bits", "text", "id", "geometry", "seconds"]
 
@@ -155,9 +156,10 @@ def test_attack(onrw):
     assert code == 0 and "jpeg=50" in out
 
 
-@pytest.mark.skipif(not WEIGHTS.is_dir(), reason="the embedded model's weights are not there")
+@pytest.mark.skipif(not (WEIGHTS / UNET_FILE).exists(), reason="the embedded model's weights are not there")
 def test_embed_with_the_embedded_model(onrw, monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "embed", EMBED)
+    monkeypatch.setattr(embed, "load_model", models.load_model)
     photo("photo.png")
     words = ["--iterations", "3", "--size", SIDE, "--id", "beef", "--prompt", "a wall", "--json"]
     code, out, err = onrw("embed", "photo.png", "-o", "marked.png", "--key", "my.key", *words)

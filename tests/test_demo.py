@@ -9,6 +9,7 @@ from PIL import Image
 from onrw_core import cli, demo, pipeline
 from onrw_core.attacks import parse
 from onrw_core.commands.models import Loaded
+from onrw_core.keys import Key
 from onrw_core.pipeline import Marked
 
 
@@ -17,11 +18,15 @@ def unmarked(image, model, autoencoder, extractor, bits, **_):
     return Marked(image, bits, 42.0, 42.0, 0.99, 1, 0.1, None)
 
 
+def interrupted(name):
+    raise KeyboardInterrupt
+
+
 def test_files_and_readings(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "embed", unmarked)
     monkeypatch.setattr(demo, "load_model", lambda name: Loaded(None, None, lambda prompt: None))
     monkeypatch.setattr(demo, "ATTACKS", (("as it is", "identity"), ("half cropped away", "crop=0.5")))
-    assert cli.main(["demo", "-o", str(tmp_path), "--size", "128"]) == 0
+    assert cli.main(["demo", "-o", str(tmp_path), "--size", "64"]) == 0
     names = {path.name for path in tmp_path.iterdir()}
     wanted = {"original.png", "marked.png", "overview.png", "readings.json", "demo.key"}
     assert names == wanted | {"attacked-00-identity.png", "attacked-01-crop.png"}
@@ -29,9 +34,14 @@ def test_files_and_readings(tmp_path, monkeypatch, capsys):
     assert [reading["detected"] for reading in report["readings"]] == [False] * 4
     out = capsys.readouterr().out
     assert "2 of 4 readings right" in out and "nothing found" in out
-    key = (tmp_path / "demo.key").read_text()
-    assert cli.main(["demo", "-o", str(tmp_path), "--size", "128"]) == 0
-    assert (tmp_path / "demo.key").read_text() == key
+
+
+def test_the_key_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "load_model", interrupted)
+    before = Key.new()
+    before.save(tmp_path / "demo.key")
+    assert cli.main(["demo", "-o", str(tmp_path)]) == 130
+    assert Key.load(tmp_path / "demo.key") == before
 
 
 @pytest.mark.parametrize("text", [text for _, text in demo.ATTACKS])

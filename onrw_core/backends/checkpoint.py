@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..model import Autoencoder, Conditioning, DiffusionModel
-from .diffusers import from_pipeline
 
 __all__ = ["load_checkpoint"]
+
+INDEX = "model_index.json"
 
 
 def load_checkpoint(
@@ -30,30 +31,33 @@ def load_checkpoint(
     path = Path(path)
     if not path.exists():
         raise ValueError(f"model {path}: does not exist; give 'mini', a diffusers folder or a .safetensors file")
+    if path.is_dir() and not (path / INDEX).exists():
+        raise ValueError(f"model {path}: no diffusers folder, {INDEX} is missing")
+    configuration = None if path.is_dir() else _configuration(path)
     try:
+        from .diffusers import from_pipeline  # isort: skip  (before diffusers: lets it import beside a foreign torchvision)
         from diffusers import StableDiffusionPipeline
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"model {path}: diffusers cannot be used ({error}); `pip install 'onrw[sd]'`") from error
     options = {"local_files_only": True, "safety_checker": None, "requires_safety_checker": False}
     try:
-        if path.is_dir():
-            if not (path / "model_index.json").exists():
-                raise ValueError(f"model {path}: no diffusers folder, model_index.json is missing")
+        if configuration is None:
             pipeline = StableDiffusionPipeline.from_pretrained(path, use_safetensors=True, **options)
         else:
-            pipeline = StableDiffusionPipeline.from_single_file(path, config=_configuration(path), **options)
-    except (ImportError, OSError, KeyError, RuntimeError) as error:
+            pipeline = StableDiffusionPipeline.from_single_file(str(path), config=configuration, **options)
+    except Exception as error:  # the loaders meet foreign and broken files with errors of many kinds
         raise ValueError(f"model {path}: cannot be loaded ({str(error).splitlines()[0]})") from error
     return from_pipeline(pipeline)
 
 
 def _configuration(path: Path) -> str:
+    """The folder that says how the networks in a single file are built."""
     if path.suffix.lower() != ".safetensors":
         raise ValueError(f"model {path}: only .safetensors files are loaded, others can run code; convert it")
     folder = path.with_suffix("")
-    if not (folder / "model_index.json").exists():
+    if not (folder / INDEX).exists():
         raise ValueError(
-            f"model {path}: put the configuration files of its pipeline (model_index.json and folders) into {folder}, "
+            f"model {path}: put the configuration files of its pipeline ({INDEX} and folders) into {folder}, "
             "or give a diffusers folder"
         )
     return str(folder)
