@@ -11,7 +11,7 @@ from torch import Tensor
 from ..onrw_core.attacks import ATTACKS, SUITES, Attack, attack, suite
 from ..onrw_core.message import Message
 from . import images
-from .adapter import Progress
+from .adapter import Progress, ordinary_tensors
 from .charts import bars
 from .reading import read
 from .sockets import CATEGORY, ExtractorChoice, ExtractorType, MessageType, per_image
@@ -72,6 +72,7 @@ class AttackNode(io.ComfyNode):
         return True
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls, image: Tensor, attack: str, default_strength: bool, strength: float, seed: int
     ) -> io.NodeOutput:
@@ -123,6 +124,7 @@ class RobustnessReportNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls, image: Tensor, extractor: ExtractorChoice, message: tuple[Message, ...], suite: str, seed: int
     ) -> io.NodeOutput:

@@ -15,7 +15,7 @@ from ..onrw_core.compose import MODES, compose
 from ..onrw_core.optimise import Watermark
 from ..onrw_core.pipeline import Rendered, render
 from . import images
-from .adapter import Progress, check_model, prepared, run
+from .adapter import Progress, check_model, ordinary_tensors, prepared, run
 from .sockets import CATEGORY, WatermarkType, per_image
 
 __all__ = ["ComposeNode", "ConstrainedDenoiseNode"]
@@ -80,6 +80,7 @@ class ConstrainedDenoiseNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls,
         model: ModelPatcher,
@@ -181,6 +182,7 @@ class ComposeNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls,
         original: Tensor,

@@ -15,7 +15,7 @@ from ..onrw_core.extractors.loading import NAMES
 from ..onrw_core.keys import Key
 from ..onrw_core.message import Message
 from . import images
-from .adapter import Progress
+from .adapter import Progress, ordinary_tensors
 from .reading import read, straightened
 from .sockets import CATEGORY, ExtractorChoice, ExtractorType, KeyType, MessageType, per_image
 
@@ -63,6 +63,7 @@ class LoadExtractorNode(io.ComfyNode):
         return 0.0 if extractor in NAMES else Path(_source(extractor)).stat().st_mtime
 
     @classmethod
+    @ordinary_tensors
     def execute(cls, key: Key, extractor: str, allow_torchscript: bool) -> io.NodeOutput:
         choice = ExtractorChoice(_source(extractor), key, allow_torchscript)
         choice.reader(48)  # a damaged file is an error here, not after minutes of optimisation
@@ -113,6 +114,7 @@ class ExtractNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls,
         image: Tensor,

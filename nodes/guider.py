@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..onrw_core.inversion import Inversion
 from ..onrw_core.ode import latent_scale
 from ..onrw_core.optimise import Watermark
-from .adapter import InversionGuider, NoNoise, prepared
+from .adapter import InversionGuider, NoNoise, ordinary_tensors, prepared
 from .sockets import CATEGORY, InversionType, WatermarkType
 
 __all__ = ["GuiderNode"]
@@ -58,6 +58,7 @@ class GuiderNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls,
         model: ModelPatcher,

@@ -16,7 +16,7 @@ from ..onrw_core.inversion import METHODS, Inversion, invert, replay
 from ..onrw_core.ode import CONVENTIONS
 from ..onrw_core.optimise import PRESETS
 from . import images
-from .adapter import NEGATIVE, POSITIVE, Progress, clean, from_comfy, run
+from .adapter import NEGATIVE, POSITIVE, Progress, clean, from_comfy, ordinary_tensors, run
 from .sockets import CATEGORY, InversionType
 
 __all__ = ["LoadInversionNode", "NullTextInversionNode", "SaveInversionNode"]
@@ -103,6 +103,7 @@ class NullTextInversionNode(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls,
         model: ModelPatcher,
@@ -188,6 +189,7 @@ class SaveInversionNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(cls, inversion: tuple[Inversion, ...], filename_prefix: str) -> io.NodeOutput:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
@@ -231,6 +233,7 @@ class LoadInversionNode(io.ComfyNode):
         return Path(folder_paths.get_annotated_filepath(file)).stat().st_mtime
 
     @classmethod
+    @ordinary_tensors
     def execute(cls, file: str) -> io.NodeOutput:
         return io.NodeOutput((Inversion.load(folder_paths.get_annotated_filepath(file)),))
 

@@ -8,6 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..onrw_core.keys import ENVIRONMENT, Key, KeyFileError
+from .adapter import ordinary_tensors
 from .sockets import CATEGORY, KeyType
 
 __all__ = ["KeyNode"]
@@ -62,6 +63,7 @@ class KeyNode(io.ComfyNode):
             return ""  # execute raises it
 
     @classmethod
+    @ordinary_tensors
     def execute(cls, source: str, name: str, create: bool) -> io.NodeOutput:
         return io.NodeOutput(_load(source, name, create))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..onrw_core.keys import Key
 from ..onrw_core.message import ID_BITS, SIZES, Message, encode_id, encode_text, random_id
+from .adapter import ordinary_tensors
 from .sockets import CATEGORY, KeyType, MessageType
 
 __all__ = ["MessageNode"]
@@ -76,6 +77,7 @@ class MessageNode(io.ComfyNode):
         return True
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls, key: Key, kind: str, value: str, num_bits: str, seed: int, images: Tensor | None = None
     ) -> io.NodeOutput:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .adapter import mini
+from .adapter import mini, ordinary_tensors
 from .sockets import CATEGORY
 
 __all__ = ["LoadMiniNode"]
@@ -31,5 +31,6 @@ class LoadMiniNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(*mini.load())

@@ -16,7 +16,7 @@ from ..onrw_core.inversion import Inversion
 from ..onrw_core.message import Message
 from ..onrw_core.optimise import PRESETS, Settings, Watermark, optimise
 from . import images
-from .adapter import Progress, check_model, prepared, run
+from .adapter import Progress, check_model, ordinary_tensors, prepared, run
 from .charts import curves
 from .sockets import CATEGORY, ExtractorChoice, ExtractorType, InversionType, MessageType, WatermarkType, per_image
 
@@ -111,6 +111,7 @@ class OptimizeNoiseNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls,
         model: ModelPatcher,

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from .adapter.conditioning import CONTENT, WORD
 from .adapter.mini import ONCE
+from .adapter import ordinary_tensors
 from .sockets import CATEGORY
 
 __all__ = ["EncodePromptNode"]
@@ -42,6 +43,7 @@ class EncodePromptNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(cls, clip: comfy.sd.CLIP, text: str, word: str) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip: the checkpoint has no text encoder; load one with a CLIP loader")

@@ -14,7 +14,7 @@ from ..onrw_core.message import Message
 from ..onrw_core.optimise import Settings
 from ..onrw_core.pipeline import WORKING_SIZE, Marked, embed, working_image
 from . import images
-from .adapter import NEGATIVE, POSITIVE, ComfyConditioning, Progress, from_comfy, run
+from .adapter import NEGATIVE, POSITIVE, ComfyConditioning, Progress, from_comfy, ordinary_tensors, run
 from .optimise import MAX_SEED, marking_inputs, marking_settings
 from .reading import read
 from .sockets import CATEGORY, ExtractorChoice, ExtractorType, MessageType, per_image
@@ -64,6 +64,7 @@ class WatermarkNode(io.ComfyNode):
         )
 
     @classmethod
+    @ordinary_tensors
     def execute(
         cls,
         model: ModelPatcher,

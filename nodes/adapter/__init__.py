@@ -6,7 +6,7 @@ from .guider import InversionGuider, NoNoise
 from .model import ComfyModel
 from .progress import Progress
 from .run import run
-from .weights import clean, normalise
+from .weights import clean, normalise, ordinary_tensors
 
 __all__ = [
     "NEGATIVE",
@@ -21,6 +21,7 @@ __all__ = [
     "clean",
     "from_comfy",
     "normalise",
+    "ordinary_tensors",
     "prepared",
     "run",
     "to_comfy",

@@ -61,7 +61,7 @@ def run(
         try:
             guider.sample(latent, latent, sampler, sigmas, disable_pbar=True, seed=0)
         except RuntimeError as error:
-            if "inplace operation" in str(error) or "Inference tensors" in str(error):
+            if "inplace operation" in str(error):
                 raise ValueError(
                     f"model: a patch on it cannot be differentiated ({_patches(model)}); connect the model as it is before "
                     f"that patch (FreeU is known for this). {error}"

@@ -7,12 +7,27 @@ tensor: the weights stay where they are, and stock sampling goes on using them.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["clean", "normalise"]
+__all__ = ["clean", "normalise", "ordinary_tensors"]
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def ordinary_tensors(execute: Function) -> Function:
+    """Decorator of a node's `execute`: what it makes, and what the core caches, are ordinary tensors without gradient."""
+
+    @functools.wraps(execute)
+    def outside_inference_mode(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return execute(*args, **kwargs)
+
+    return outside_inference_mode
 
 
 def alias(tensor: Tensor) -> Tensor:
