@@ -66,7 +66,7 @@ def invert(
     method: str = "ddim",
     at: str = "source",
     inner_steps: int = 10,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 0.05,
     tolerance: float = 1e-5,
     image: str = "",
 ) -> Iterator[InversionState]:
