@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .convolve import gaussian_blur
 from .metrics import luminance, psnr
 from .rounding import LEVELS, round_8bit
 from .visibility import visibility as visibility_map
@@ -26,7 +27,11 @@ __all__ = ["MODES", "Composer", "Composition", "compose"]
 
 MODES = ("residual", "mask")
 
-AMPLIFY_LIMIT = 8.0  # greatest amplification of a weak residual inside the optimisation: noise is not worth more
+LEVEL_SIGMA = 8.0  # pixels: the neighbourhood of the local strength
+MEAN_SIGMA = 6.0  # pixels: what is coarser than that is a stain, not a texture, and is left out
+BLOCK = 4  # pixels
+LEVEL_FLOOR = 1e-9  # mean square (0.01 of 255 levels): only what is practically zero is not brought up
+PEAK = 2.0  # local deviations beyond which a residual is compressed: peaks are seen before they are read
 ROUNDING_ERROR = 1 / (12 * LEVELS**2)  # mean square of rounding to 8 bit
 TINY = 1e-12  # keeps the root's derivative finite where the residual is zero
 
@@ -70,8 +75,6 @@ class Composer:
         target_psnr: float = 42.0,
         visibility: bool = True,
         luma_only: bool = False,
-        amplify: bool = False,
-        detach_scale: bool = False,
     ) -> None:
         """
         Args:
@@ -81,9 +84,6 @@ class Composer:
             target_psnr: In dB, inside the mask.
             visibility: Weigh the residual by `visibility.visibility`.
             luma_only: Use only the residual's luminance, the same in all colours.
-            amplify: Bring a residual that is below the target up to it, at most `AMPLIFY_LIMIT` times.
-            detach_scale: Treat the scale as a constant in the gradient. Otherwise the optimiser feels that strength in
-                one place costs strength in all others.
 
         Raises:
             ValueError: Unknown mode, shapes that do not fit, or an empty mask.
@@ -94,8 +94,6 @@ class Composer:
         self.mask = None if mask is None else _resized(mask.to(original), original.shape[-2:], "bilinear")
         self.target_psnr = target_psnr
         self.luma_only = luma_only
-        self.amplify = amplify
-        self.detach_scale = detach_scale
         self.weight = visibility_map(original, target_psnr) if visibility else None
 
     def __call__(self, decoded: Tensor, decoded_original: Tensor) -> Tensor:
@@ -115,8 +113,7 @@ class Composer:
         if self.mask is not None:
             square = (self.mask * shaped.square()).mean() / self.mask.mean()
         allowed = max(10 ** (-self.target_psnr / 10) - ROUNDING_ERROR, ROUNDING_ERROR)
-        scale = (math.sqrt(allowed) / (square + TINY).sqrt()).clamp(max=AMPLIFY_LIMIT if self.amplify else 1.0)
-        return scale.detach() if self.detach_scale else scale
+        return math.sqrt(allowed) / (square + TINY).sqrt()
 
 
 def compose(
@@ -214,7 +211,30 @@ def _resized(images: Tensor, size: torch.Size, mode: str = "bicubic") -> Tensor:
 def _weighted(residual: Tensor, weight: Tensor | None, luma_only: bool) -> Tensor:
     if luma_only:
         residual = luminance(residual).expand_as(residual)
-    return residual if weight is None else weight * residual
+    return residual if weight is None else weight * _levelled(residual - _neighbourhood(residual, MEAN_SIGMA))
+
+
+def _levelled(residual: Tensor) -> Tensor:
+    """The residual divided by its local strength, so that the visibility map alone says how strong it is where.
+
+    Readers divide by local contrast, so an optimiser puts all it has into flat areas, where the eye sees it best;
+    a weight that it can work against would not hold it.
+    """
+    levelled = _unit(residual)
+    return _unit(levelled * torch.rsqrt(1 + (levelled / PEAK) ** 2))
+
+
+def _unit(residual: Tensor) -> Tensor:
+    local = _neighbourhood(residual.square().mean(1, keepdim=True), LEVEL_SIGMA)
+    return residual * torch.rsqrt(local + LEVEL_FLOOR)
+
+
+def _neighbourhood(x: Tensor, sigma: float) -> Tensor:
+    """Local mean over about `sigma` pixels, taken at a quarter of the resolution since it is smooth."""
+    height, width = x.shape[-2:]
+    small = F.avg_pool2d(x, BLOCK, ceil_mode=True, count_include_pad=False)
+    small = gaussian_blur(small, sigma / BLOCK)
+    return F.interpolate(small, scale_factor=BLOCK, mode="bilinear", align_corners=False)[..., :height, :width]
 
 
 def _masked(residual: Tensor, mask: Tensor | None) -> Tensor:
