@@ -22,6 +22,7 @@ from ..extractors.keyed import KeyedExtractor
 from ..keys import Key
 from ..rounding import round_8bit
 from .cache import Cache, generator_for
+from .marking import marked
 from .photos import Photo
 from .statistics import judge
 from .systems import Onrw
@@ -74,9 +75,18 @@ def adversarial(system: Onrw, cache: Cache, photos: list[Photo], key: Key, seed:
         Per case: case, meaning, n, present (rate of presence at 1e-6), bit_accuracy of the message in question.
     """
     found = [(photo, cache.mark(photo)) for photo in photos]
-    marked = [(photo, image, note) for photo, (image, note) in found]
-    second = _with_key(system, generator_for(seed, "second key"))
-    average = estimated_tile([image for _, image, _ in marked])
+    pictures = [(photo, image, note) for photo, (image, note) in found]
+    secret = bytes(torch.randint(256, (32,), generator=generator_for(seed, "second key")).tolist())
+    second = replace(
+        system,
+        name=f"{system.name} second key",
+        extractor=KeyedExtractor(Key(secret), system.num_bits),
+        fingerprint=Key(secret).fingerprint,
+    )
+    pixels = system.settings_.with_(space="pixel", attention_weight=0.0, mask="none")
+    forger = replace(system, name=f"{system.name} forged", settings_=pixels)
+    caches = {s.name: Cache(cache.folder.parent, s, seed) for s in (second, forger)}
+    average = estimated_tile([image for _, image, _ in pictures])
     outcomes: dict[tuple[str, str], list[dict]] = {}
 
     def read(case: str, meaning: str, image: Tensor, by: Onrw, bits: str) -> None:
@@ -84,23 +94,22 @@ def adversarial(system: Onrw, cache: Cache, photos: list[Photo], key: Key, seed:
         record = judge(outcome, torch.tensor([int(b) for b in bits]), key, "")
         outcomes.setdefault((case, meaning), []).append(record)
 
-    for i, (photo, image, note) in enumerate(marked):
+    for i, (photo, image, note) in enumerate(pictures):
         other = photos[(i + 1) % len(photos)].image
-        generator = generator_for(seed, photo.name, "adversarial")
-        bits = torch.randint(2, (system.num_bits,), generator=generator)
-        text = "".join(map(str, bits.tolist()))
-        again, _ = second.mark(replace(photo, image=image), bits, generator)
+        again, note_again = marked(
+            second, caches[second.name], replace(photo, image=image), key, seed, "second"
+        )
         read("marked again with another key: first mark", SURVIVES, again, system, note["bits"])
-        read("marked again with another key: second mark", SURVIVES, again, second, text)
+        read("marked again with another key: second mark", SURVIVES, again, second, note_again["bits"])
         own = estimated_tile([image])
         for gain in GAINS:
             size = tuple(image.shape[-2:])
             minus = image - gain * tiled(own, size)
             read(f"own tile subtracted x{gain:g}", SURVIVES, minus, system, note["bits"])
-            if len(marked) > 1:
+            if len(pictures) > 1:
                 minus = image - gain * tiled(average, size)
                 read(
-                    f"tile of all {len(marked)} photos subtracted x{gain:g}",
+                    f"tile of all {len(pictures)} photos subtracted x{gain:g}",
                     SURVIVES,
                     minus,
                     system,
@@ -108,11 +117,8 @@ def adversarial(system: Onrw, cache: Cache, photos: list[Photo], key: Key, seed:
                 )
                 pasted = other + gain * tiled(own, tuple(other.shape[-2:]))
                 read(f"own tile pasted elsewhere x{gain:g}", FORGED, pasted, system, note["bits"])
-        forger = replace(
-            system, space="pixel", settings_=replace(system.settings_, attention_weight=0.0, mask="none")
-        )
-        forged, _ = forger.mark(photo, bits, generator)
-        read("pixels optimised with the key in hand", FORGED, forged, system, text)
+        forged, note_forged = marked(forger, caches[forger.name], photo, key, seed, "forged")
+        read("pixels optimised with the key in hand", FORGED, forged, system, note_forged["bits"])
     return [
         {
             "case": case,
@@ -123,8 +129,3 @@ def adversarial(system: Onrw, cache: Cache, photos: list[Photo], key: Key, seed:
         }
         for (case, meaning), records in outcomes.items()
     ]
-
-
-def _with_key(system: Onrw, generator: torch.Generator) -> Onrw:
-    secret = bytes(torch.randint(256, (32,), generator=generator).tolist())
-    return replace(system, extractor=KeyedExtractor(Key(secret), system.num_bits))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .report import PLAIN
+
 __all__ = ["robustness_chart", "speed_chart"]
 
 INCHES_PER_ATTACK = 0.42
@@ -31,13 +33,15 @@ def robustness_chart(report: dict[str, Any], path: Path) -> None:
         heights = [row["bit_accuracy"] for row in rows if row]
         bars.bar(positions, heights, width, label=f"{s['name']} ({s['psnr']:.1f} dB)")
         for suite, figures in s["suites"].items():
+            if suite == PLAIN and len(s["suites"]) > 1:
+                continue
             trade.scatter(s["psnr"], figures["bit_accuracy"], color=f"C{i}")
             trade.annotate(f"{s['name']}, {suite}", (s["psnr"], figures["bit_accuracy"]), fontsize=7)
     bars.set_xticks(range(len(labels)), labels, rotation=60, ha="right")
     bars.set_ylim(0.45, 1.01)
     bars.set_ylabel("bit accuracy")
-    bars.legend(fontsize=8, loc="lower left")
-    bars.set_title(f"{report['photos']} photos, {report['size']} px")
+    bars.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    figure.suptitle(f"{report['photos']} photos, {report['size']} px")
     trade.set_xlabel("PSNR of the marked picture, dB")
     trade.set_ylabel("mean bit accuracy")
     trade.margins(x=0.15)

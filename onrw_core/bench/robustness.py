@@ -20,17 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..attacks import attack, suite
 from ..constrained import SPACES
 from ..extractors.loading import load_extractor
 from ..keys import Key
-from ..message import SIZES, random_id, raw
-from ..metrics import flattest_window_psnr, psnr, ssim
 from ..mini import Mini, load_mini
 from ..optimise import PRESETS
 from .cache import Cache, generator_for, write
+from .marking import marked
 from .peers import peers
 from .photos import Photo, load_photos, mosaic
 from .regeneration import regenerations
@@ -203,7 +201,7 @@ def _measure(
     system: System, cache: Cache, photo: Photo, attacks: Attacks, key: Key, seed: int
 ) -> tuple[dict, list[dict]]:
     """Mark one photo and read it after every attack, as far as the cache does not have it."""
-    image, note = cache.mark(photo) or _mark(system, cache, photo, key, seed)
+    image, note = marked(system, cache, photo, key, seed)
     expected = torch.tensor([int(b) for b in note["bits"]])
     records = []
     for suite_name, label, action in attacks(photo.name):
@@ -223,29 +221,3 @@ def _measure(
             cache.keep_reading(record)
         records.append(record)
     return note, records
-
-
-def _mark(system: System, cache: Cache, photo: Photo, key: Key, seed: int) -> tuple[Tensor, dict]:
-    generator = generator_for(seed, photo.name, "message")
-    if system.num_bits in SIZES:
-        message = random_id(key, generator, system.num_bits)
-    else:
-        message = raw(torch.randint(2, (system.num_bits,), generator=generator))
-    start = time.perf_counter()
-    image, facts = system.mark(photo, message.bits, generator_for(seed, photo.name, "marking"))
-    seconds = time.perf_counter() - start
-    marked, original = image[None], photo.image[None]
-    note = {
-        "photo": photo.name,
-        "photo_digest": photo.digest,
-        "mark": Photo("", image).digest[:16],
-        "bits": "".join(map(str, message.bits.tolist())),
-        "id": message.value if message.kind == "id" else "",
-        "psnr": psnr(marked, original),
-        "ssim": float(ssim(marked, original)),
-        "psnr_flat": flattest_window_psnr(marked, original),
-        "seconds": round(seconds, 3),
-        **facts,
-    }
-    cache.keep_mark(photo, image, note)
-    return image, note

@@ -1,0 +1,59 @@
+"""Mark one photo for the benchmark, once, and note what it cost."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..keys import Key
+from ..message import SIZES, random_id, raw
+from ..metrics import flattest_window_psnr, psnr, ssim
+from .cache import Cache, generator_for
+from .photos import Photo
+from .systems import System
+
+__all__ = ["marked"]
+
+
+def marked(
+    system: System, cache: Cache, photo: Photo, key: Key, seed: int, purpose: str = "message"
+) -> tuple[Tensor, dict[str, Any]]:
+    """The marked picture (3, H, W) and its record, from the cache or made now.
+
+    Args:
+        system: Marks it.
+        cache: Of that system.
+        photo: What is marked.
+        key: Of the message schema.
+        seed: Of the benchmark.
+        purpose: Other purposes draw other messages.
+    """
+    found = cache.mark(photo)
+    if found is not None:
+        return found
+    generator = generator_for(seed, photo.name, purpose)
+    if system.num_bits in SIZES:
+        message = random_id(key, generator, system.num_bits)
+    else:
+        message = raw(torch.randint(2, (system.num_bits,), generator=generator))
+    start = time.perf_counter()
+    image, facts = system.mark(photo, message.bits, generator_for(seed, photo.name, "marking"))
+    seconds = time.perf_counter() - start
+    result, original = image[None], photo.image[None]
+    note = {
+        "photo": photo.name,
+        "photo_digest": photo.digest,
+        "mark": Photo("", image).digest[:16],
+        "bits": "".join(map(str, message.bits.tolist())),
+        "id": message.value if message.kind == "id" else "",
+        "psnr": psnr(result, original),
+        "ssim": float(ssim(result, original)),
+        "psnr_flat": flattest_window_psnr(result, original),
+        "seconds": round(seconds, 3),
+        **facts,
+    }
+    cache.keep_mark(photo, image, note)
+    return image, note
