@@ -112,6 +112,13 @@ def test_unet_trains_resumes_and_exports(photos, tmp_path, quick):
         )
 
 
+def test_timesteps_prefer_the_middle_and_forget_none():
+    drawn = train_unet.drawn_timesteps(4000, torch.Generator().manual_seed(0))
+    middle = ((drawn > 250) & (drawn < 750)).float().mean()
+    assert 0.6 < middle < 0.75
+    assert drawn.min() < 10 and drawn.max() > 990 and drawn.max() < 1000
+
+
 def test_stop_file_ends_training(tmp_path):
     budget = Budget(100, None, tmp_path / "STOP")
     assert not budget.spent(5) and budget.progress(50) == 0.5
