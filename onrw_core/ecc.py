@@ -72,14 +72,12 @@ class BCH:
         rows, determining = _reduce(_matrix(self)[:, order])
         errors = (hard[determining] @ rows % 2) ^ hard  # where the first guess contradicts the reading
 
-        pairs = np.stack(np.triu_indices(len(rows), 1), 1)
-        triples = np.array(list(combinations(range(max(0, len(rows) - TRIPLE_SPAN), len(rows)), 3)), dtype=int)
-        patterns = [errors[None], errors ^ rows, errors ^ rows[pairs[:, 0]] ^ rows[pairs[:, 1]]]
-        if len(triples):
-            patterns.append(errors ^ rows[triples[:, 0]] ^ rows[triples[:, 1]] ^ rows[triples[:, 2]])
+        doubles, triples = _flips(len(rows))
+        patterns = [errors[None], errors ^ rows, errors ^ rows[doubles[0]] ^ rows[doubles[1]]]
+        patterns.append(errors ^ rows[triples[0]] ^ rows[triples[1]] ^ rows[triples[2]])
         errors = np.concatenate(patterns)
 
-        best = np.argsort(errors @ reliability, kind="stable")[:count]
+        best = np.argsort(errors.astype(np.float64) @ reliability, kind="stable")[:count]
         words = np.empty((len(best), self.length), np.uint8)
         words[:, order] = errors[best] ^ hard
         return words
@@ -101,6 +99,14 @@ def _reduce(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if len(columns) == len(matrix):
             break
     return matrix, np.array(columns)
+
+
+@lru_cache
+def _flips(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which determining positions are flipped together: all pairs (2, n), and triples of the doubtful ones (3, n)."""
+    doubles = np.array(list(combinations(range(rows), 2)), dtype=int).reshape(-1, 2)
+    triples = np.array(list(combinations(range(max(0, rows - TRIPLE_SPAN), rows), 3)), dtype=int).reshape(-1, 3)
+    return doubles.T, triples.T
 
 
 @lru_cache
