@@ -46,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """Means over the photos; the gap's share is None where the case belongs to its definition.
+    """Means over the photos; the gap's share is None for the cases that define it, and without a gap.
 
     Attributes:
         case: What was done.
@@ -154,9 +154,9 @@ def measure(
         if case.method != "ddim" and case.guidance != 1 and (case.at, True) in plain:
             floor, drift = plain[case.at, False], plain[case.at, True]
             opened = sum(drift) - sum(floor)
-            closed = (sum(drift) - sum(errors)) / opened if opened > 0 else None
-            shares = [(d - e) / (d - f) for d, e, f in zip(drift, errors, floor, strict=True) if d > f]
-            worst = min(shares, default=None)
+            if opened > 0:
+                closed = (sum(drift) - sum(errors)) / opened
+                worst = min((d - e) / (d - f) for d, e, f in zip(drift, errors, floor, strict=True) if d > f)
         yield Row(case, sum(errors) / count, sum(psnrs) / count, closed, worst, sum(noises) / count, elapsed / count)
 
 
