@@ -9,11 +9,13 @@ exponential moving average of the weights is what is exported.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .adapter import Mini, MiniAutoencoder, MiniModel
 from .autoencoder import PatchAutoencoder
@@ -35,6 +37,7 @@ WARMUP_STEPS = 200
 DECAY_FROM = 0.65  # part of the budget after which the learning rate falls linearly to a twentieth
 EMA_DECAY = 0.998
 UNIFORM_EVERY = 4
+PLAIN_ATTENTION_SIDE = 32
 CAPTION_DROPOUT = 0.12
 WORD_DROPOUT = 0.03
 PHOTO_SIDES = {16: 144, 32: 288}  # of the encoded photos; larger windows are encoded when drawn
@@ -138,7 +141,7 @@ def train_unet(
             for group in optimiser.param_groups:
                 group["lr"] = LEARNING_RATE * rate
             z, target = noised(x0, noise, alphas[timesteps]), velocity(x0, noise, alphas[timesteps])
-            with torch.autocast(device.split(":")[0], torch.bfloat16):
+            with attention_kernel(device, side), torch.autocast(device.split(":")[0], torch.bfloat16):
                 output = nets["unet"](z, timesteps, nets["text"](ids))
             loss = (output.float() - target).square().mean()
             optimiser.zero_grad(set_to_none=True)
@@ -158,6 +161,13 @@ def train_unet(
                 sheeted = budget.seconds()
     save()
     sample_sheet(average, autoencoder, tokenizer, out / "unet_samples.png")
+
+
+def attention_kernel(device: str, side: int) -> AbstractContextManager:
+    """On a CPU, plain attention trains small windows a sixth faster than the fused kernel; else torch decides."""
+    if device.startswith("cpu") and side <= PLAIN_ATTENTION_SIDE:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def drawn_timesteps(count: int, generator: torch.Generator) -> Tensor:
