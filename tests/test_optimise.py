@@ -1,0 +1,236 @@
+"""Optimisation, constrained denoising and the two verbs, on a small random model with every part of a real one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from onrw_core.constrained import Constraint, denoise, marked_branch, original_branch, perturbed
+from onrw_core.extractors.keyed import KeyedExtractor
+from onrw_core.inversion import invert, run
+from onrw_core.keys import Key
+from onrw_core.metrics import psnr
+from onrw_core.mini import MiniAutoencoder, MiniModel
+from onrw_core.mini.autoencoder import PatchAutoencoder, principal_patches
+from onrw_core.mini.unet import UNet, UNetConfig
+from onrw_core.model import Conditioning
+from onrw_core.optimise import PRESETS, Settings, optimise
+from onrw_core.pipeline import embed, render, working_image
+
+SETTINGS = Settings(start_sigma=0.2, steps=2, iterations=8, attention_weight=0.0)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Model, autoencoder (a linear code of the picture's own patches), picture, prompts."""
+    torch.manual_seed(0)
+    unet = UNet(UNetConfig(channels=16, width=32, multiples=(1, 1, 1), head_channels=32, context=16))
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    autoencoder = PatchAutoencoder(stem=8, encoder=8, decoder=8, head=8)
+    image = scene(192, 256)
+    autoencoder.initialise_linear(*principal_patches(image, 16))
+    generator = torch.Generator().manual_seed(2)
+    positive = Conditioning(torch.randn(1, 6, 16, generator=generator), content=(1, 2, 3, 4))
+    null = Conditioning(torch.randn(1, 6, 16, generator=generator), content=())
+    model = MiniModel(unet.eval().requires_grad_(False))
+    return model, MiniAutoencoder(autoencoder.eval().requires_grad_(False)), image, positive, null
+
+
+def scene(height: int, width: int) -> torch.Tensor:
+    """Something like a photo: coarse shapes with finer texture on them, (1, 3, height, width)."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.full((1, 3, height, width), 0.5)
+    for cells, strength in ((4, 0.25), (16, 0.12), (64, 0.06)):
+        noise = torch.randn(1, 3, cells, cells, generator=generator) * strength
+        image = image + torch.nn.functional.interpolate(noise, (height, width), mode="bicubic")
+    return (image.clamp(0.02, 0.98) * 255).round() / 255
+
+
+def inverted(parts, settings):
+    model, autoencoder, image, positive, null = parts
+    return run(
+        invert(
+            model,
+            autoencoder.encode(image),
+            positive,
+            null,
+            steps=settings.steps,
+            start_sigma=settings.start_sigma,
+            guidance=settings.guidance,
+        )
+    )
+
+
+def last(states):
+    *_, state = states
+    return state
+
+
+def optimised(parts, settings, extractor, bits, seed=0, **options):
+    model, autoencoder, image, *_ = parts
+    inversion = inverted(parts, settings)
+    generator = torch.Generator().manual_seed(seed)
+    return last(
+        optimise(model, autoencoder, inversion, image, extractor, bits, settings, generator=generator, **options)
+    )
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return KeyedExtractor(Key(bytes(range(32))), 32)
+
+
+@pytest.fixture(scope="module")
+def bits():
+    return torch.randint(0, 2, (32,), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("space", ["noise", "latent", "pixel"])
+def test_the_message_gets_into_the_picture_at_the_target(parts, extractor, bits, space):
+    state = optimised(parts, replace(SETTINGS, space=space, target_psnr=38.0), extractor, bits)
+    read = extractor.logits(state.image) > 0
+    assert (read[0] == bits.bool()).float().mean() >= 0.97
+    assert (extractor.logits(parts[2]) > 0).float().sub(bits).abs().mean() > 0.2  # it was not there before
+    assert state.psnr == pytest.approx(38, abs=0.2)
+    assert state.watermark.report["iterations"] == state.iteration <= SETTINGS.iterations
+
+
+def test_same_seed_same_watermark(parts, extractor, bits):
+    settings = replace(SETTINGS, iterations=2)
+    first, second = (optimised(parts, settings, extractor, bits).watermark.delta for _ in range(2))
+    other = optimised(parts, settings, extractor, bits, seed=1).watermark.delta
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_only_the_latent_gets_a_gradient(parts, extractor, bits):
+    optimised(parts, replace(SETTINGS, iterations=1), extractor, bits)
+    model, autoencoder, *_ = parts
+    assert all(p.grad is None for module in (model.unet, autoencoder.module) for p in module.parameters())
+
+
+def test_checkpointing_changes_memory_not_the_result(parts, extractor, bits):
+    settings = replace(SETTINGS, iterations=2, attention_weight=80.0)
+    plain = optimised(parts, settings, extractor, bits)
+    recomputed = optimised(parts, replace(settings, checkpointing=True), extractor, bits)
+    assert torch.allclose(plain.watermark.delta, recomputed.watermark.delta, atol=1e-5)
+    assert plain.attention_loss > 0
+
+
+def test_attention_constraint_holds_the_layout(parts, extractor, bits):
+    """With the constraint, the marked branch's self-attention stays nearer to the original's."""
+    settings = replace(SETTINGS, start_sigma=2.0, iterations=8, composition="mask", image_weight=0.0)
+    light = optimised(parts, replace(settings, attention_weight=1e-6), extractor, bits)
+    heavy = optimised(parts, replace(settings, attention_weight=1e7), extractor, bits)
+    assert heavy.attention_loss < 0.8 * light.attention_loss
+
+
+def test_injection_replaces_self_attention(parts):
+    model, autoencoder, *_ = parts
+    inversion = inverted(parts, replace(SETTINGS, start_sigma=2.0))
+    delta = torch.randn(inversion.latents[0].shape, generator=torch.Generator().manual_seed(4)) * 0.5
+    free = original_branch(model, autoencoder, inversion, Constraint())
+    held = original_branch(model, autoencoder, inversion, Constraint(inject=True))
+    assert torch.equal(free.latent, held.latent) and len(held.inject) == inversion.steps
+    x = perturbed(model, inversion, delta)
+    without, _ = denoise(model, inversion, x, free)
+    injected, _ = denoise(model, inversion, x, held)
+    assert not torch.allclose(without, injected)
+    unchanged, _ = denoise(model, inversion, inversion.latents[0], held)
+    assert torch.allclose(unchanged, held.latent, atol=1e-4)
+
+
+def test_no_change_of_the_noise_gives_the_original_branch(parts):
+    model, autoencoder, *_ = parts
+    inversion = inverted(parts, SETTINGS)
+    original = original_branch(model, autoencoder, inversion, Constraint())
+    latent, decoded, _ = marked_branch(
+        model, autoencoder, inversion, torch.zeros_like(inversion.latents[0]), original
+    )
+    assert torch.equal(latent, original.latent) and torch.equal(decoded, original.decoded)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_pseudo_mask_confines_the_change(parts, extractor, bits, kind):
+    model, autoencoder, image, *_ = parts
+    settings = replace(SETTINGS, mask=kind, iterations=2)
+    state = optimised(parts, settings, extractor, bits)
+    rendered = render(model, autoencoder, state.watermark, image, tuple(image.shape[-2:]))
+    assert rendered.mask.min() < 0.5 < rendered.mask.max()
+    residual = rendered.composition.residual.abs().mean(1, keepdim=True)
+    assert residual[rendered.mask < 0.05].mean() < 0.2 * residual[rendered.mask > 0.5].mean()
+    assert set(rendered.mask.unique().tolist()) <= {0.0, 1.0} or kind == "soft" or rendered.mask.numel() > 100
+
+
+def test_users_mask_keeps_the_rest_untouched(parts, extractor, bits):
+    model, autoencoder, image, *_ = parts
+    mask = torch.zeros(1, 1, *image.shape[-2:])
+    mask[..., :128] = 1
+    state = optimised(parts, replace(SETTINGS, iterations=2), extractor, bits, mask=mask)
+    result = render(model, autoencoder, state.watermark, image, tuple(image.shape[-2:])).composition
+    assert torch.equal(result.image[..., 140:], image[..., 140:])
+    assert result.psnr == pytest.approx(42, abs=0.05) and result.psnr_image > 44
+
+
+def test_mask_composition_is_the_papers(parts, extractor, bits):
+    """Decoded picture inside: the autoencoder's error limits PSNR, and the image loss brings it closer."""
+    state = optimised(parts, replace(SETTINGS, composition="mask", iterations=2), extractor, bits)
+    assert state.image_loss > 0 and state.psnr < 40
+
+
+@pytest.mark.parametrize("shape", [(192, 256), (150, 333), (301, 200)])
+def test_any_size_is_marked_at_its_own(parts, extractor, bits, shape):
+    model, autoencoder, _, positive, null = parts
+    image = scene(*shape)[0]
+    states = []
+    marked = embed(
+        image,
+        model,
+        autoencoder,
+        extractor,
+        bits,
+        positive=positive,
+        null=null,
+        settings=replace(SETTINGS, iterations=2),
+        generator=torch.Generator().manual_seed(0),
+        size=128,
+        on_state=states.append,
+    )
+    assert marked.image.shape == image.shape
+    assert torch.equal((marked.image * 255).round() / 255, marked.image)
+    assert marked.psnr == marked.psnr_image == pytest.approx(psnr(marked.image[None], image[None]))
+    assert marked.psnr == pytest.approx(42, abs=0.05)
+    assert [state.iteration for state in states] == [1, 2] and states[-1].watermark is marked.watermark
+
+
+def test_working_image_keeps_the_aspect_and_pads():
+    working, padded = working_image(torch.rand(3, 1365, 2048), 512)
+    assert working.shape[-2:] == (512, 768) and padded.shape[-2:] == (512, 768)
+    working, padded = working_image(torch.rand(3, 100, 130), 128)
+    assert working.shape[-2:] == (128, 166) and padded.shape[-2:] == (128, 192)
+    assert torch.equal(padded[..., :166], working)
+
+
+def test_bad_arguments_say_what_is_wrong(parts, extractor, bits):
+    with pytest.raises(ValueError, match="16 bits.*reads 32"):
+        optimised(parts, SETTINGS, extractor, bits[:16])
+    with pytest.raises(ValueError, match="encode the same image"):
+        model, autoencoder, image, positive, null = parts
+        small = (model, autoencoder, image[..., :128, :128], positive, null)
+        inversion = inverted(small, SETTINGS)
+        generator = torch.Generator()
+        next(optimise(model, autoencoder, inversion, image, extractor, bits, SETTINGS, generator=generator))
+    for change, message in (({"steps": 0}, "steps is 0"), ({"space": "paint"}, "paint"), ({"start_sigma": 0}, "sigma")):
+        with pytest.raises(ValueError, match=message):
+            replace(SETTINGS, **change)
+    with pytest.raises(ValueError, match="none, soft or hard"):
+        Constraint(mask="round")
+
+
+def test_presets_run_the_unet():
+    assert set(PRESETS) == {"reference", "fast", "paper"}
+    assert all(preset.space == "noise" and preset.steps >= 1 for preset in PRESETS.values())
+    assert PRESETS["paper"].method == "null-text" and PRESETS["paper"].guidance == 4.5
