@@ -53,7 +53,7 @@ class Reading:
         logits: (num_bits,), positive = bit 1.
         num_bits: Bits of the mark, found by the reader.
         geometry: How the picture lies in the marked frame (up to whole tiles of shift).
-        rotation: Degrees by which the marked picture was turned counter-clockwise.
+        rotation: Degrees by which the marked picture was turned counter-clockwise, after mirroring if it was `flipped`.
         scale: Size of the content relative to the marked frame.
         shift: (x, y) of the picture's upper left corner in the marked frame modulo the tile, pixels of the marked
             frame.

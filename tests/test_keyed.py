@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onrw_core.extractors.carriers import BIT_COUNTS, Carriers
+from onrw_core.extractors.carriers import BIT_COUNTS, DIMENSIONS, FREQUENCIES, Carriers, band_basis
 from onrw_core.extractors.keyed import KeyedExtractor
 from onrw_core.geometry import Geometry, resample
+from onrw_core.keys import Key
 
 SIZE = 256
 
@@ -73,6 +74,29 @@ def test_patterns_are_orthonormal_nested_and_keyed():
     assert torch.allclose(patterns @ patterns.T, torch.eye(len(patterns), dtype=torch.float64), atol=1e-12)
     other = Carriers.from_key(Secret(b"b"))
     assert float((carriers.payload @ other.payload.T).abs().max()) < 0.3
+
+
+GOLDEN = {  # docs/wire-format-1.md
+    ("sync", 0): [-0.014323289, 0.010742467, 0.053456562, 0.025321529, -0.041946776],
+    ("sync", 4): [0.056935344, 0.078468025, 0.032201832, -0.050455749, 0.039882874],
+    ("payload", 0): [-0.014122154, 0.084012699, 0.001948044, -0.088524692, -0.051314769],
+    ("payload", 47): [-0.031640876, 0.034838757, 0.037753975, -0.035149944, -0.041874098],
+    ("payload", 127): [-0.041994128, -0.002112410, -0.051017677, -0.014286999, 0.002586742],
+}
+
+
+def test_wire_format_1_is_pinned():
+    carriers = Carriers.from_key(Key(bytes(range(32))))
+    for (kind, row), values in GOLDEN.items():
+        pattern = getattr(carriers, kind)[row]
+        found = torch.cat([pattern[:4], pattern[-1:]])
+        assert torch.allclose(found, torch.tensor(values, dtype=torch.float64), atol=2e-9), (kind, row)
+    assert FREQUENCIES.tolist()[:3] == [[2, 0], [3, 0], [4, 0]] and FREQUENCIES.tolist()[-1] == [4, 10]
+    assert DIMENSIONS == 364
+    tile = (band_basis() @ carriers.payload[0]).reshape(64, 64)
+    found = torch.stack([tile[0, 0], tile[0, 1], tile[1, 0], tile[63, 63]])
+    golden = torch.tensor([-0.005932514, -0.012311297, 0.012867665, -0.010129047], dtype=torch.float64)
+    assert torch.allclose(found, golden, atol=2e-9)
 
 
 def test_refuses_other_bit_counts():

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from .carriers import FREQUENCIES, RADIUS_SQUARED, TILE, band_basis
 
-__all__ = ["coefficients", "fold", "shifted"]
+__all__ = ["coefficients", "fold", "shifted", "tile_grid"]
 
 # Amplitudes of the folded, whitened tiles of photographs go with about this power of the frequency (measured -0.6 to
 # -0.8). The reader divides it out, so that
 # no part of the band drowns the others.
-HOST_SLOPE = -0.65
+HOST_SLOPE = -1.1
 
 
 @lru_cache(maxsize=4)
@@ -54,9 +54,19 @@ def fold(w: Tensor, weight: Tensor | None = None, offset: tuple[int, int] = (0, 
     return total(w) / count.clamp(min=0.5)
 
 
+def tile_grid(w: Tensor) -> Tensor:
+    """Every tile of whitened pictures (B, 1, H, W) by itself, without averaging: (B, rows, columns, 64, 64).
+
+    The last row and column are filled up with zeros.
+    """
+    w = F.pad(w, (0, -w.shape[-1] % TILE, 0, -w.shape[-2] % TILE))
+    rows, columns = w.shape[-2] // TILE, w.shape[-1] // TILE
+    return w.reshape(len(w), rows, TILE, columns, TILE).transpose(2, 3)
+
+
 def coefficients(tiles: Tensor) -> Tensor:
-    """Project tiles (B, 64, 64) on the band, flattened by the mean spectrum of photographs: (B, 364)."""
-    return tiles.flatten(1) @ _basis(tiles.device, tiles.dtype)
+    """Project tiles (..., 64, 64) on the band, flattened by the mean spectrum of photographs: (..., 364)."""
+    return tiles.flatten(-2) @ _basis(tiles.device, tiles.dtype)
 
 
 def shifted(coefficients: Tensor, x: float | Tensor, y: float | Tensor) -> Tensor:

@@ -21,17 +21,18 @@ from torch import Tensor
 from ..detection import Reading
 from ..geometry import Geometry
 from .base import Extractor
-from .carriers import BIT_COUNTS, Carriers, KeyStream
-from .reader import WORKING_SIZE, read, tile_of
+from .carriers import BIT_COUNTS, TILE, Carriers, KeyStream
+from .folding import coefficients, shifted, tile_grid
+from .reader import WORKING_SIZE, average_tile, read, tile_of, whitened
 from .whitening import luminance
 
 __all__ = ["KeyedExtractor"]
 
 MARGIN = 1.0  # of the logits: what the weakest bits are pushed to
-SHARPNESS = 6.0  # of the hinge
 SYNC_MARGIN = 0.5  # cosine of sync pattern and tile
-SYNC_WEIGHT = 1.0
+SHARPNESS = 6.0  # of the hinges
 STRENGTH_WEIGHT = 0.1
+WINDOW = 3  # tiles per side of the windows: about a tenth of a picture of the working size
 
 
 class KeyedExtractor(Extractor):
@@ -75,26 +76,38 @@ class KeyedExtractor(Extractor):
         return F.normalize(tile, dim=1) @ self._payload.to(tile).T * math.sqrt(self.num_bits)
 
     def loss(self, images: Tensor, bits: Tensor, geometry: Geometry | None = None) -> Tensor:
-        """Message loss per image, (B,): bits and sync pattern with margin, and absolute strength.
+        """Message loss per image, (B,): of the average tile, and of every window of a few tiles as if it were a crop.
 
-        The hinges push the weakest bits and a weak sync pattern; the strength term, the mark's part of the tile against
-        the picture's variance, is what makes the tile's repetition stand out (the search finds geometry by it) and
-        gives a gradient that does not depend on how far the bits are.
+        Bits and sync pattern have hinges, which push the weakest bits and a weak sync pattern. The strength term, the
+        absolute size of the mark in the tile, makes its repetition stand out (the search finds geometry by it) and
+        gives a gradient that does not depend on how far the bits are. The windows make crops readable wherever they
+        lie.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
             bits: (num_bits,) of 0/1.
             geometry: See `logits`.
         """
-        tile = self.tile(images, geometry)
-        signs = bits.to(tile) * 2 - 1
-        payload, sync = self._payload.to(tile), self._sync.to(tile)
-        unit = F.normalize(tile, dim=1)
-        margins = unit @ payload.T * math.sqrt(self.num_bits) * signs
-        bit_loss = F.softplus(SHARPNESS * (MARGIN - margins)).mean(1) / SHARPNESS
-        sync_loss = F.softplus(SHARPNESS * (SYNC_MARGIN - unit @ sync)) / SHARPNESS
-        pattern = F.normalize(signs @ payload, dim=0) + sync
-        return bit_loss + SYNC_WEIGHT * sync_loss - STRENGTH_WEIGHT * (tile @ pattern)
+        straight = whitened(luminance(images), geometry)
+        signs = bits.to(images) * 2 - 1
+        tile = average_tile(straight)
+        pattern = F.normalize(signs @ self._payload.to(tile), dim=0) + self._sync.to(tile)
+        whole = self._tile_loss(tile, signs) - STRENGTH_WEIGHT * (tile @ pattern)
+        rows, columns = -(-straight.y.shape[-2] // TILE), -(-straight.y.shape[-1] // TILE)
+        if min(rows, columns) < WINDOW or max(rows, columns) == WINDOW:
+            return whole
+        grid = coefficients(tile_grid(straight.y)).permute(0, 3, 1, 2)
+        windows = F.avg_pool2d(grid, WINDOW, stride=1).flatten(2).transpose(1, 2)
+        if straight.x0 or straight.y0:
+            windows = shifted(windows, straight.x0, straight.y0)
+        return (whole + self._tile_loss(windows, signs).mean(1)) / 2
+
+    def _tile_loss(self, tile: Tensor, signs: Tensor) -> Tensor:
+        """Hinges of bits and sync pattern for tiles (..., 364): (...)."""
+        unit = F.normalize(tile, dim=-1)
+        margins = unit @ self._payload.to(tile).T * (math.sqrt(self.num_bits) * signs)
+        bit_loss = F.softplus(SHARPNESS * (MARGIN - margins)).mean(-1) / SHARPNESS
+        return bit_loss + F.softplus(SHARPNESS * (SYNC_MARGIN - unit @ self._sync.to(tile))) / SHARPNESS
 
     @torch.no_grad()
     def read(self, image: Tensor, *, search: bool = True, fpr: float = 1e-6, size: int = WORKING_SIZE) -> Reading:

@@ -13,12 +13,11 @@ negative everywhere.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import Geometry
 from .carriers import FREQUENCIES, TILE
-from .folding import coefficients
+from .folding import coefficients, tile_grid
 
 __all__ = ["blocks", "polished"]
 
@@ -37,17 +36,12 @@ def blocks(w: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     Returns:
         Coefficients (T, 364), and centres (T, 2) of (x, y) in pixels.
     """
-    height, width = w.shape[-2:]
-    pad = (0, -width % TILE, 0, -height % TILE)
-
-    def cut(x: Tensor) -> Tensor:
-        return F.unfold(F.pad(x, pad), TILE, stride=TILE)[0].T.reshape(-1, TILE, TILE)
-
-    rows, columns = -(-height // TILE), -(-width // TILE)
-    cover = cut(torch.ones_like(w) if weight is None else weight).mean((1, 2))
+    grid = tile_grid(w)[0]
+    rows, columns = grid.shape[:2]
+    cover = tile_grid(torch.ones_like(w) if weight is None else weight)[0].mean((-2, -1)).flatten()
     y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
     used = cover > min(MIN_COVER, float(cover.max()) / 2)
-    return coefficients(cut(w)[used]), torch.stack([x, y], -1).reshape(-1, 2)[used] * TILE
+    return coefficients(grid.flatten(0, 1)[used]), torch.stack([x, y], -1).reshape(-1, 2)[used] * TILE
 
 
 def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = False) -> Geometry:

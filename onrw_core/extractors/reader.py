@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..detection import Reading, confidence, presence_log10_p
@@ -23,18 +24,20 @@ from ..geometry import Geometry
 from .alignment import ORIENTATIONS, align, oriented, refine, roughness
 from .carriers import BIT_COUNTS, DIMENSIONS, TILE, Carriers
 from .folding import coefficients, fold, shifted
-from .frame import MAX_SIDE, straighten
+from .frame import MAX_SIDE, Straight, straighten
 from .polish import blocks, polished
 from .search import ASPECTS, candidates, levels
 from .whitening import flat_mask, whiten
 
-__all__ = ["read", "tile_of"]
+__all__ = ["average_tile", "read", "tile_of", "whitened"]
 
 WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in, pixels
 ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that is looked at, pixels
 PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
 PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
 POLISH_TRIES = 8.0  # independent geometries that polishing is worth, measured under wrong keys
+NEGLIGIBLE = 0.3  # pixels; corrections below it are not made
+GAIN = 1.01  # in cosine that a correction must bring
 PROMISING = -3.0  # log10 p of an attempt, search not counted, that earns it a polish
 
 
@@ -74,12 +77,22 @@ def _weight(y: Tensor, weight: Tensor | None) -> Tensor | None:
     return weight * flat
 
 
-def tile_of(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Tensor:
-    """The average tile in the band, (B, 364), of luminance (B, 1, H, W) with known geometry; differentiable."""
+def whitened(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Straight:
+    """Set luminance (B, 1, H, W) straight and whiten it; what is flat or outside of the picture has weight 0."""
     straight = straighten(y, geometry, limit)
     weight = _weight(straight.y, straight.weight)
-    tile = coefficients(fold(whiten(straight.y, weight), weight))
+    return straight._replace(y=whiten(straight.y, weight), weight=weight)
+
+
+def average_tile(straight: Straight) -> Tensor:
+    """The average tile in the band, (B, 364), of a whitened picture."""
+    tile = coefficients(fold(straight.y, straight.weight))
     return tile if straight.x0 == straight.y0 == 0 else shifted(tile, straight.x0, straight.y0)
+
+
+def tile_of(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Tensor:
+    """The average tile in the band, (B, 364), of luminance (B, 1, H, W) with known geometry; differentiable."""
+    return average_tile(whitened(y, geometry, limit))
 
 
 def _log10_p(tile: Tensor, cosine: float, count: int, carriers: Carriers, tries: float) -> float:
@@ -138,19 +151,20 @@ class Attempts:
 
     def polish(self, attempt: Attempt) -> Attempt:
         """Refine an attempt's geometry; it stays as it is where that does not help."""
-        straight = straighten(self.y, attempt.geometry, POLISH_SIDE)
-        weight = _weight(straight.y, straight.weight)
-        tiles, centres = blocks(whiten(straight.y, weight), weight)
+        straight = whitened(self.y, attempt.geometry, POLISH_SIDE)
+        tiles, centres = blocks(straight.y, straight.weight)
         tiles = shifted(tiles, straight.x0, straight.y0)
         centres = centres + torch.tensor([straight.x0, straight.y0])
         sync = self.sync[attempt.count]
         geometry, tile, cosine = attempt.geometry, attempt.tile, attempt.cosine
         for perspective in (False, True):
             correction = polished(tiles, centres, sync, perspective)
+            if float((correction.apply(centres) - centres).norm(dim=1).max()) < NEGLIGIBLE:
+                continue  # exact shifts and quarter turns stay exact, and cost no resampling
             changed = _in_frame(correction @ attempt.geometry, self.shape)
             new = tile_of(self.y, changed, POLISH_SIDE)[0]
-            similarity = float(torch.nn.functional.cosine_similarity(new, sync, dim=0))
-            if similarity > cosine:
+            similarity = float(F.cosine_similarity(new, sync, dim=0))
+            if similarity > cosine * GAIN:
                 geometry, tile, cosine = changed, new, similarity
         log10_p = _log10_p(tile, cosine, attempt.count, self.carriers, POLISH_TRIES)
         return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p, polished=True)
@@ -203,7 +217,8 @@ def _reading(best: Attempt, carriers: Carriers, fpr: float, tried: int, seconds:
     linear = best.geometry.matrix[:2, :2]
     determinant = float(torch.linalg.det(linear))
     flipped = determinant < 0
-    across = linear[:, 0] * (-1 if flipped else 1)
+    # Mirrored first, then turned: linear = flip @ turn.
+    across = linear[:, 0] * torch.tensor([-1.0 if flipped else 1.0, 1.0])
     corner = best.geometry.apply(torch.zeros(2)) % TILE
     return Reading(
         detected=best.total_log10_p <= math.log10(fpr),

@@ -2,10 +2,12 @@
 
     w = h / (deviation(h) + floor),   h = y - mean(y)
 
-with local means over about 4 pixels and local deviations over about 8, and a soft clamp. Means are taken at a quarter
-and an eighth of the resolution (block average, binomial blur, linear interpolation), which costs a tenth of a
-Gaussian blur at full resolution. Pixels with weight 0 (outside of the picture, black corners, borders) take no part
-in any mean.
+with local means and deviations over about 4 pixels, and a soft clamp. They are taken at a quarter of the resolution
+(block average, binomial blur, linear interpolation), which costs a tenth of a Gaussian blur at full resolution.
+Pixels with weight 0 (outside of the picture, black corners, borders) take no part in any mean.
+
+Small windows and a hard clamp make the picture's own share of the average tile small: its edges and contours are what
+disturbs a mark that few tiles carry.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from torch import Tensor
 __all__ = ["flat_mask", "luminance", "whiten"]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-MEAN_BLOCK, DEVIATION_BLOCK = 4, 8  # pixels; the kernels' deviations are 3.5 and 7 pixels
-FLOOR = 0.012  # about 3 / 255: below it, there is nothing but rounding
-CLAMP = 2.5  # deviations
+BLOCK = 4  # pixels; the deviation of the kernel is 3.5 pixels
+FLOOR = 0.007  # about 2 / 255: below it, there is nothing but rounding
+CLAMP = 1.0  # deviations; edges say no more than texture does
 FLAT_BLOCK = 4
 FLAT_DIFFERENCE = 0.3 / 255
 
@@ -30,23 +32,15 @@ def luminance(images: Tensor) -> Tensor:
     return torch.einsum("bchw,c->bhw", images, weights)[:, None]
 
 
-def _smooth(x: Tensor, block: int) -> Tensor:
+def _smooth(x: Tensor) -> Tensor:
     """Local sums of x at full resolution, up to one common factor; zero beyond the edges."""
     height, width = x.shape[-2:]
-    x = F.pad(x, (0, -width % block, 0, -height % block))
-    small = F.avg_pool2d(x, block)
-    kernel = small.new_tensor([0.25, 0.5, 0.25])
-    channels = small.shape[1]
-    small = F.conv2d(small, kernel.expand(channels, 1, 1, 3), padding=(0, 1), groups=channels)
-    small = F.conv2d(small, kernel[:, None].expand(channels, 1, 3, 1), padding=(1, 0), groups=channels)
+    small = F.avg_pool2d(F.pad(x, (0, -width % BLOCK, 0, -height % BLOCK)), BLOCK)
+    kernel = small.new_tensor([0.25, 0.5, 0.25]).reshape(1, 1, 1, 3)
+    small = F.conv2d(small, kernel, padding=(0, 1))
+    small = F.conv2d(small, kernel.transpose(2, 3), padding=(1, 0))
     # The edge blocks are repeated outwards by interpolation, alike for values and weights, so ratios stay means.
-    return F.interpolate(small, scale_factor=block, mode="bilinear", align_corners=False)[..., :height, :width]
-
-
-def _weighted_mean(x: Tensor, weight: Tensor | None, block: int) -> Tensor:
-    ones = torch.ones_like(x[:1, :1]) if weight is None else weight
-    total = _smooth(ones, block)
-    return _smooth(x if weight is None else x * weight, block) / total.clamp(min=1e-3)
+    return F.interpolate(small, scale_factor=BLOCK, mode="bilinear", align_corners=False)[..., :height, :width]
 
 
 def whiten(y: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -57,10 +51,13 @@ def whiten(y: Tensor, weight: Tensor | None = None) -> Tensor:
         weight: (1 or B, 1, H, W), 0 where there is no picture, 1 elsewhere; None for ones.
 
     Returns:
-        (B, 1, H, W), about unit variance, 0 where the weight is 0; differentiable in `y`.
+        (B, 1, H, W), between -1 and 1, 0 where the weight is 0; differentiable in `y`.
     """
-    high = y - _weighted_mean(y, weight, MEAN_BLOCK)
-    deviation = (_weighted_mean(high * high, weight, DEVIATION_BLOCK) + 1e-6).sqrt()
+    ones = torch.ones_like(y[:1]) if weight is None else weight
+    inverse = 1 / _smooth(ones).clamp(min=1e-3)
+    high = y - _smooth(y if weight is None else y * weight) * inverse
+    square = high * high
+    deviation = (_smooth(square if weight is None else square * weight) * inverse + 1e-6).sqrt()
     w = high / (deviation + FLOOR)
     w = w * torch.rsqrt(1 + (w / CLAMP) ** 2)
     return w if weight is None else w * weight

@@ -1,0 +1,130 @@
+"""The blind search on synthetic marks: a periodic pattern under noise, turned, scaled, stretched and cut."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onrw_core.extractors.carriers import Carriers, band_basis
+from onrw_core.extractors.folding import shifted
+from onrw_core.extractors.keyed import KeyedExtractor
+from onrw_core.extractors.polish import blocks, polished
+from onrw_core.extractors.search import ASPECTS, candidates, levels
+from onrw_core.extractors.whitening import whiten
+from onrw_core.geometry import Geometry, resample
+from onrw_core.keys import Key
+
+SIZE = 512
+KEY = Key(bytes(range(32)))
+BITS = torch.randint(0, 2, (48,), generator=torch.Generator().manual_seed(4))
+
+
+def marked(size: int = SIZE, amplitude: float = 0.012) -> torch.Tensor:
+    """A smooth random picture plus sync and payload as strong as `amplitude` rms, (1, 3, size, size)."""
+    carriers = Carriers.from_key(KEY)
+    pattern = carriers.sync_for(48) + ((BITS * 2.0 - 1) @ carriers.payload[:48].float() / 48**0.5)
+    tile = (band_basis() @ pattern).float().reshape(64, 64)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, size, size, generator=generator) * 0.01 + 0.5
+    for cells in (4, 16, 64):
+        noise = torch.randn(1, 3, cells, cells, generator=generator)
+        image = image + 0.06 * F.interpolate(noise, size=(size, size), mode="bicubic") / cells**0.3
+    image = image + amplitude * (tile / tile.square().mean().sqrt()).repeat(size // 64, size // 64)
+    return (image.clamp(0, 1) * 255).round() / 255
+
+
+def rotated(x, degrees):
+    return resample(x, Geometry.rotation(degrees, x.shape[-2:]), x.shape[-2:])
+
+
+def resized(x, height, width):
+    return F.interpolate(x, size=(height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return marked()
+
+
+def luma(x):
+    return x.mean(1, keepdim=True)
+
+
+def relation(candidate, truth):
+    """How far two linear maps are from each other, up to quarter turns and flips."""
+    product = candidate.linear @ torch.linalg.inv(truth)
+    return float((product - product.round()).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("degrees", "scale", "level"), [(0, 1.0, 0), (17, 1.0, 0), (-40, 0.6, 0), (71, 1.2, 0), (8, 2.4, 1)]
+)
+def test_comb_gives_rotation_and_scale(picture, degrees, scale, level):
+    turned = rotated(picture, degrees)
+    received = resized(turned, round(SIZE * scale), round(SIZE * scale))
+    best = candidates(levels(luma(received))[level])[0]
+    truth = (Geometry.rotation(degrees, (SIZE, SIZE)) @ Geometry.scale(SIZE / received.shape[-1])).matrix[:2, :2]
+    assert best.score > 8
+    assert relation(best, truth) < 0.006
+
+
+def test_aspect_templates_give_aspect(picture):
+    received = rotated(resized(picture, SIZE, 476), 20)
+    truth = (Geometry.scale(SIZE / 476, 1) @ Geometry.rotation(20, (SIZE, 476))).matrix[:2, :2]
+    best = candidates(levels(luma(received))[0], ASPECTS[1:])[0]
+    assert relation(best, truth) < 0.008
+
+
+def test_unmarked_picture_has_no_strong_comb():
+    scores = [c.score for level in levels(luma(marked(amplitude=0.0))) for c in candidates(level)]
+    assert max(scores) < 7
+
+
+def test_polish_corrects_affine_and_perspective(picture):
+    error = Geometry(torch.tensor([[1.004, 0.003, 1], [-0.003, 0.998, -2], [1e-5, -1e-5, 1]], dtype=torch.float64))
+    w = whiten(luma(resample(picture, error, (SIZE, SIZE), mode="bicubic")))
+    tiles, centres = blocks(w, None)
+    found = polished(tiles, centres, Carriers.from_key(KEY).sync_for(48).float(), perspective=True)
+    corners = torch.tensor([[64.0, 64], [448, 64], [64, 448], [448, 448]])
+    before = (error.apply(corners) - corners).norm(dim=1).max()
+    after = (found.apply(corners) - error.apply(corners)).norm(dim=1).max()
+    assert before > 4 and after < 0.7
+
+
+@pytest.mark.parametrize(
+    ("change", "rotation", "scale", "flipped"),
+    [
+        (lambda x: rotated(x, 33), 33, 1, False),
+        (lambda x: rotated(resized(x, 360, 360), -14), -14, 360 / 512, False),
+        (lambda x: rotated(x.flip(3), 20)[..., 60:450, 80:470], 20, 1, True),
+        (lambda x: resized(x, 1024, 1024)[..., 200:900, 100:800], 0, 2, False),
+        (lambda x: F.pad(resized(rotated(x, 5), 400, 400), (30, 50, 20, 60), value=1.0), 5, 400 / 512, False),
+    ],
+)
+def test_reads_after_combined_changes(picture, change, rotation, scale, flipped):
+    reading = KeyedExtractor(KEY).read(change(picture)[0])
+    assert reading.detected and reading.num_bits == 48 and torch.equal(reading.bits, BITS)
+    assert reading.flipped == flipped
+    assert reading.scale == pytest.approx(scale, rel=0.004)
+    assert math.remainder(reading.rotation - rotation, 360) == pytest.approx(0, abs=0.3)
+
+
+def test_reading_geometry_serves_logits(picture):
+    received = rotated(picture, 33)
+    extractor = KeyedExtractor(KEY)
+    logits = extractor.logits(received, extractor.read(received[0]).geometry)
+    assert torch.equal((logits[0] > 0).long(), BITS)
+
+
+def test_unmarked_picture_reads_nothing_after_the_search():
+    reading = KeyedExtractor(KEY).read(marked(320, amplitude=0.0)[0])
+    assert not reading.detected and reading.tried > 10
+    assert len(reading.bits) == reading.num_bits
+
+
+def test_shifted_moves_tiles():
+    generator = torch.Generator().manual_seed(0)
+    tile = torch.randn(364, generator=generator)
+    assert torch.allclose(shifted(shifted(tile, 3.3, -1.2), -3.3, 1.2), tile, atol=1e-5)
+    assert torch.allclose(shifted(tile, 64.0, -128.0), tile, atol=1e-4)
