@@ -56,7 +56,7 @@ class AttackNode(io.ComfyNode):
                     "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip="Draws noise and places."
                 ),
             ],
-            outputs=[io.Image.Output("attacked", tooltip="The images afterwards; crops are smaller.")],
+            outputs=[io.Image.Output("attacked", "attacked", tooltip="The images afterwards; crops are smaller.")],
         )
 
     @classmethod
@@ -116,9 +116,9 @@ class RobustnessReportNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("chart", tooltip="Bit accuracy after each attack."),
-                io.String.Output("table", tooltip="The same as a table."),
-                io.String.Output("report", tooltip="The same as JSON."),
+                io.Image.Output("chart", "chart", tooltip="Bit accuracy after each attack."),
+                io.String.Output("table", "table", tooltip="The same as a table."),
+                io.String.Output("report", "report", tooltip="The same as JSON."),
             ],
             is_output_node=True,
         )

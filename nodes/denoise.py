@@ -72,10 +72,10 @@ class ConstrainedDenoiseNode(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="Stands for the mask of the optimisation."),
             ],
             outputs=[
-                io.Image.Output("marked", tooltip="The marked image, as large as the original."),
-                io.Mask.Output("area", tooltip="Where the change was allowed."),
-                io.Latent.Output("latent", tooltip="The marked latent, for VAE Decode."),
-                io.Image.Output("residual", tooltip="The change, ten times as strong, around grey."),
+                io.Image.Output("marked", "marked", tooltip="The marked image, as large as the original."),
+                io.Mask.Output("area", "area", tooltip="Where the change was allowed."),
+                io.Latent.Output("latent", "latent", tooltip="The marked latent, for VAE Decode."),
+                io.Image.Output("residual", "residual", tooltip="The change, ten times as strong, around grey."),
             ],
         )
 
@@ -128,6 +128,7 @@ def draw(model: ModelPatcher, vae: VAE, watermark: Watermark, original: Tensor) 
 
     def work(core_model, autoencoder):  # noqa: ANN001, ANN202
         check_model(record, core_model)
+        autoencoder.clamped = True  # what VAE Decode gives, so that the sampler graph draws the same picture
         factor = autoencoder.factor
         part = images.frame(tuple(original.shape[-2:]), (height * factor, width * factor))
         return part, render(core_model, autoencoder, watermark, part.cut(original), part.working)
@@ -176,8 +177,8 @@ class ComposeNode(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="Where the change may lie."),
             ],
             outputs=[
-                io.Image.Output("marked", tooltip="The marked image, as large as the original."),
-                io.Image.Output("residual", tooltip="The change, ten times as strong, around grey."),
+                io.Image.Output("marked", "marked", tooltip="The marked image, as large as the original."),
+                io.Image.Output("residual", "residual", tooltip="The change, ten times as strong, around grey."),
             ],
         )
 

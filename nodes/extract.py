@@ -55,7 +55,7 @@ class LoadExtractorNode(io.ComfyNode):
                     tooltip="Let the program in a TorchScript file run. Only for files whose origin you trust.",
                 ),
             ],
-            outputs=[ExtractorType.Output("reader", display_name="extractor", tooltip="For the nodes that mark and read.")],
+            outputs=[ExtractorType.Output("reader", "extractor", tooltip="For the nodes that mark and read.")],
         )
 
     @classmethod
@@ -102,13 +102,13 @@ class ExtractNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output("text", tooltip="The message, or that nothing was found; one line per image."),
-                io.Boolean.Output("detected", tooltip="Whether every image carries a mark of this key."),
-                io.Float.Output("log10_p", tooltip="log10 of the chance that an unmarked image looks so marked."),
-                io.Boolean.Output("match", tooltip="Whether the bits of every image are those of the given message."),
-                io.Float.Output("bit_accuracy", tooltip="Share of the given message's bits that were read; 0 without one."),
-                io.String.Output("report", tooltip="Everything as JSON, one line per image."),
-                io.Image.Output("straight", tooltip="The images set straight: turned and scaled back."),
+                io.String.Output("text", "text", tooltip="The message, or that nothing was found; one line per image."),
+                io.Boolean.Output("detected", "detected", tooltip="Whether every image carries a mark of this key."),
+                io.Float.Output("log10_p", "log10_p", tooltip="log10 of the chance that an unmarked image looks so marked."),
+                io.Boolean.Output("match", "match", tooltip="Whether the bits of every image are those of the given message."),
+                io.Float.Output("bit_accuracy", "bit_accuracy", tooltip="Share of the given message's bits that were read; 0 without one."),
+                io.String.Output("report", "report", tooltip="Everything as JSON, one line per image."),
+                io.Image.Output("straight", "straight", tooltip="The images set straight: turned and scaled back."),
             ],
             is_output_node=True,
         )

@@ -50,10 +50,10 @@ class GuiderNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Guider.Output("guider", tooltip="Guidance with the null embedding of each step."),
-                io.Noise.Output("noise", tooltip="No noise: the latent is noisy already."),
-                io.Sigmas.Output("sigmas", tooltip="The noise levels, from the inversion's start to a clean latent."),
-                io.Latent.Output("latent", tooltip="The noisy latent, where sampling starts."),
+                io.Guider.Output("guider", "guider", tooltip="Guidance with the null embedding of each step."),
+                io.Noise.Output("noise", "noise", tooltip="No noise: the latent is noisy already."),
+                io.Sigmas.Output("sigmas", "sigmas", tooltip="The noise levels, from the inversion's start to a clean latent."),
+                io.Latent.Output("latent", "latent", tooltip="The noisy latent, where sampling starts."),
             ],
         )
 

@@ -94,10 +94,10 @@ class NullTextInversionNode(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the preview; without it the latent's colours are shown."),
             ],
             outputs=[
-                InversionType.Output("inversion", tooltip="The record: noise, path, null embeddings and prompts."),
-                io.Latent.Output("noise", tooltip="The inverted noise, as it enters a sampler at the first of the sigmas."),
-                io.Sigmas.Output("sigmas", tooltip="The noise levels of the way back, for SamplerCustomAdvanced."),
-                io.Image.Output("preview", tooltip="What guided sampling makes of the noise: the closer to the picture, "
+                InversionType.Output("inversion", "inversion", tooltip="The record: noise, path, null embeddings and prompts."),
+                io.Latent.Output("noise", "noise", tooltip="The inverted noise, as it enters a sampler at the first of the sigmas."),
+                io.Sigmas.Output("sigmas", "sigmas", tooltip="The noise levels of the way back, for SamplerCustomAdvanced."),
+                io.Image.Output("preview", "preview", tooltip="What guided sampling makes of the noise: the closer to the picture, "
                                 "the better the inversion."),
             ],
         )  # fmt: skip
@@ -184,7 +184,7 @@ class SaveInversionNode(io.ComfyNode):
                     "filename_prefix", default="onrw/inversion", tooltip="Folder and beginning of the file names."
                 ),
             ],
-            outputs=[InversionType.Output("saved", display_name="inversion", tooltip="The same inversions.")],
+            outputs=[InversionType.Output("saved", "inversion", tooltip="The same inversions.")],
             is_output_node=True,
         )
 
@@ -219,7 +219,7 @@ class LoadInversionNode(io.ComfyNode):
                     tooltip="A file that ONRW Save Inversion wrote. [output]: it lies in the output folder.",
                 )
             ],
-            outputs=[InversionType.Output("inversion", tooltip="The record, for ONRW Optimize Noise and ONRW Guider.")],
+            outputs=[InversionType.Output("inversion", "inversion", tooltip="The record, for ONRW Optimize Noise and ONRW Guider.")],
         )
 
     @classmethod

@@ -46,7 +46,7 @@ class KeyNode(io.ComfyNode):
                     tooltip="Make a new key of that name where there is none. Existing keys are never changed.",
                 ),
             ],
-            outputs=[KeyType.Output("key", tooltip="For ONRW Message and ONRW Load Extractor.")],
+            outputs=[KeyType.Output("key", "key", tooltip="For ONRW Message and ONRW Load Extractor.")],
         )
 
     @classmethod

@@ -61,8 +61,8 @@ class MessageNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                MessageType.Output("message", tooltip="For the nodes that mark, and for those that check a reading."),
-                io.String.Output("bits", tooltip="The raw bits as they are marked, one line per message."),
+                MessageType.Output("message", "message", tooltip="For the nodes that mark, and for those that check a reading."),
+                io.String.Output("bits", "bits", tooltip="The raw bits as they are marked, one line per message."),
             ],
         )
 

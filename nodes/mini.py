@@ -24,9 +24,9 @@ class LoadMiniNode(io.ComfyNode):
             "use a checkpoint of your own.",
             inputs=[],
             outputs=[
-                io.Model.Output("model", tooltip="Diffusion model: 16 latent channels, v-prediction."),
-                io.Clip.Output("clip", tooltip="Its text encoder, with a small vocabulary."),
-                io.Vae.Output("vae", tooltip="Its autoencoder: 8 pixels per latent position, 16 channels."),
+                io.Model.Output("model", "model", tooltip="Diffusion model: 16 latent channels, v-prediction."),
+                io.Clip.Output("clip", "clip", tooltip="Its text encoder, with a small vocabulary."),
+                io.Vae.Output("vae", "vae", tooltip="Its autoencoder: 8 pixels per latent position, 16 channels."),
             ],
         )
 

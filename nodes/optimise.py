@@ -103,10 +103,10 @@ class OptimizeNoiseNode(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="Where the mark may lie; everywhere without it."),
             ],
             outputs=[
-                WatermarkType.Output("watermark", tooltip="For ONRW Constrained Denoise and ONRW Guider."),
-                io.Latent.Output("noise", tooltip="The marked noise, as it enters a sampler at the inversion's start sigma."),
-                io.Image.Output("curves", tooltip="Message loss and bit accuracy over the iterations."),
-                io.String.Output("report", tooltip="Figures of the optimisation, JSON, one line per image."),
+                WatermarkType.Output("watermark", "watermark", tooltip="For ONRW Constrained Denoise and ONRW Guider."),
+                io.Latent.Output("noise", "noise", tooltip="The marked noise, as it enters a sampler at the inversion's start sigma."),
+                io.Image.Output("curves", "curves", tooltip="Message loss and bit accuracy over the iterations."),
+                io.String.Output("report", "report", tooltip="Figures of the optimisation, JSON, one line per image."),
             ],
         )
 

@@ -39,7 +39,7 @@ class EncodePromptNode(io.ComfyNode):
                     tooltip="A word or phrase of the text that the pseudo-mask should follow; empty for all words.",
                 ),
             ],
-            outputs=[io.Conditioning.Output("conditioning", tooltip="The prompt, for stock nodes and for ONRW.")],
+            outputs=[io.Conditioning.Output("conditioning", "conditioning", tooltip="The prompt, for stock nodes and for ONRW.")],
         )
 
     @classmethod

@@ -93,8 +93,11 @@ def read(choice: ExtractorChoice, image: Tensor, expected: Message | None = None
     extractor = choice.reader(ID_BITS if expected is None else len(expected.bits))
     if isinstance(extractor, KeyedExtractor):
         reading = extractor.read(image, fpr=fpr)
-        detected, log10_p, bits = reading.detected, reading.log10_p, reading.bits
-        decoded = decode(reading.logits, choice.key) if detected else Decoded()
+        detected, log10_p, bits, decoded = reading.detected, reading.log10_p, reading.bits, Decoded()
+        if detected:
+            decoded = decode(reading.logits, choice.key)
+        else:  # the best guess at a mark of the expected length
+            bits = (extractor.carriers.payload[: extractor.num_bits].to(reading.tile) @ reading.tile > 0).long()
     else:
         reading, logits = None, extractor.logits(image[None])[0]
         bits, decoded = (logits > 0).long(), decode(logits, choice.key)

@@ -58,8 +58,8 @@ class WatermarkNode(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="Where the mark may lie; everywhere without it."),
             ],
             outputs=[
-                io.Image.Output("marked", tooltip="The marked images."),
-                io.String.Output("report", tooltip="Quality and a reading of each marked image, JSON, one line per image."),
+                io.Image.Output("marked", "marked", tooltip="The marked images."),
+                io.String.Output("report", "report", tooltip="Quality and a reading of each marked image, JSON, one line per image."),
             ],
         )
 

@@ -20,6 +20,9 @@ __all__ = ["ComfyAutoencoder"]
 class ComfyAutoencoder(Autoencoder):
     """A loaded VAE.
 
+    Attributes:
+        clamped: Decode to [0, 1], as the node VAE Decode does; off for gradients.
+
     Args:
         vae: The VAE, its weights on its device.
         model: Scales latents.
@@ -36,6 +39,7 @@ class ComfyAutoencoder(Autoencoder):
                 f"vae: its latents have {vae.latent_channels} channels and the model's have "
                 f"{model.latent_format.latent_channels}; connect the VAE that belongs to the model"
             )
+        self.clamped = False
         self.vae = vae
         self.network = vae.first_stage_model
         self.model = model
@@ -52,4 +56,5 @@ class ComfyAutoencoder(Autoencoder):
 
     def decode(self, latents: Tensor) -> Tensor:
         z = self.model.process_latent_out(latents).to(self.vae.device, self.vae.vae_dtype)
-        return (self.network.decode(z).float() * self.scale + self.offset).to(latents.device)
+        images = (self.network.decode(z).float() * self.scale + self.offset).to(latents.device)
+        return images.clamp(0, 1) if self.clamped else images

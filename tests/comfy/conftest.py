@@ -6,14 +6,17 @@ skipped. What they need beside it is in requirements.txt next to this file.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 PACK = HERE.parents[1]
@@ -79,3 +82,47 @@ def base(comfy: ModuleType, comfy_root: Path, tmp_path_factory: pytest.TempPathF
     tiny = load("onrw_tiny", HERE / "tiny.py")
     tiny.write_models(folder / "models", sys.modules["onrw_tiny_models"].TinyClip)
     return folder
+
+
+@pytest.fixture(scope="session")
+def adapter(pack: ModuleType) -> ModuleType:
+    return importlib.import_module(f"{PACK_NAME}.nodes.adapter")
+
+
+@pytest.fixture(scope="session")
+def core(pack: ModuleType) -> ModuleType:
+    """The pack's own copy of the library, as the nodes see it."""
+    return importlib.import_module(f"{PACK_NAME}.onrw_core")
+
+
+@pytest.fixture(scope="session")
+def stock(comfy: ModuleType) -> ModuleType:
+    """ComfyUI's own nodes."""
+    return sys.modules["nodes"]
+
+
+@pytest.fixture(scope="session")
+def files(comfy: ModuleType, base: Path) -> Path:
+    """The base directory, with ComfyUI's folders in this process pointed at it."""
+    import folder_paths
+
+    for name in ("checkpoints", "loras", "controlnet"):
+        folder_paths.add_model_folder_path(name, str(base / "models" / name))
+    for name in ("input", "output", "temp", "user"):
+        (base / name).mkdir(exist_ok=True)
+        getattr(folder_paths, f"set_{name}_directory")(str(base / name))
+    return base
+
+
+@pytest.fixture(scope="session")
+def checkpoint(files: Path, stock: ModuleType) -> tuple:
+    """MODEL, CLIP and VAE of the toy checkpoint, loaded as the server does: in inference mode."""
+    with torch.inference_mode():
+        return stock.CheckpointLoaderSimple().load_checkpoint("tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def server(base: Path, comfy_root: Path) -> Iterator[ModuleType]:
+    running = load("onrw_server", HERE / "server.py").Server(comfy_root, base, HERE / "shim")
+    yield running
+    running.close()
