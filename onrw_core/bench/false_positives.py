@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..attacks import attack, suite
-from ..detection import presence_log10_p
+from ..detection import energy_log_p, product_log_p, sync_log_p
 from ..extractors.alignment import ORIENTATIONS, align, oriented, refine, roughness
 from ..extractors.carriers import BIT_COUNTS, DIMENSIONS, TILE, Carriers
 from ..extractors.folding import shifted
@@ -80,23 +81,19 @@ def presence(tiles: Tensor, carriers: Carriers) -> Tensor:
     counts = found.cosine.argmax(1)
     rough = roughness(tiles)
     turned = oriented(tiles)
-    values = []
+    cosines, fractions = torch.empty(len(tiles)), torch.empty(len(tiles))
     for i, count in enumerate(counts.tolist()):
         tile = turned[i, found.orientation[i, count]]
-        x, y, cosine = refine(tile, sync[count], found.x[i, count], found.y[i, count])
+        x, y, cosines[i] = refine(tile, sync[count], found.x[i, count], found.y[i, count])
         tile = F.normalize(shifted(tile, x, y).double(), dim=0)
         energy = 1 - (carriers.sync @ tile).square().sum()
-        fraction = (carriers.payload[: BIT_COUNTS[count]] @ tile).square().sum() / energy
-        values.append(
-            presence_log10_p(
-                float(cosine),
-                float(rough[i]),
-                float(fraction),
-                BIT_COUNTS[count],
-                dimensions=DIMENSIONS,
-                syncs=len(BIT_COUNTS),
-                area=TILE * TILE,
-                tries=len(ORIENTATIONS) * len(BIT_COUNTS),
-            )
-        )
-    return torch.tensor(values)
+        fractions[i] = (carriers.payload[: BIT_COUNTS[count]] @ tile).square().sum() / energy
+    tries = len(ORIENTATIONS) * len(BIT_COUNTS)
+    log_p = np.empty(len(tiles))
+    for count, num_bits in enumerate(BIT_COUNTS):
+        of = (counts == count).numpy()
+        if of.any():
+            first = sync_log_p(cosines.numpy()[of], rough.numpy()[of], DIMENSIONS, TILE * TILE, tries)
+            second = energy_log_p(fractions.numpy()[of], num_bits, DIMENSIONS - len(BIT_COUNTS))
+            log_p[of] = product_log_p(first, second)
+    return torch.from_numpy(log_p / math.log(10))

@@ -1,0 +1,102 @@
+"""The published loop (arXiv 2601.17388), written straightforwardly, for comparison.
+
+In every iteration both branches, original and marked, are denoised with classifier-free guidance in full and every
+attention map is kept; one random attack; loss = 100 x cross-entropy at temperature 10 + 20 x MSE + 80 x MSE of the
+self-attention; AdamW on the noise at a constant step size. Composition, target PSNR and extractor are those that it is
+compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..attacks import training_mix
+from ..attention import record_rule, self_attention_loss
+from ..compose import Composer
+from ..constrained import perturbed
+from ..extractors.base import Extractor
+from ..model import AttentionControl, AttentionMaps, Autoencoder, DiffusionModel
+from ..ode import euler
+from ..trajectory import Inversion
+
+__all__ = ["published_loop"]
+
+MESSAGE_WEIGHT, IMAGE_WEIGHT, ATTENTION_WEIGHT = 100.0, 20.0, 80.0
+INITIAL_DELTA = 1e-3
+
+
+def published_loop(
+    model: DiffusionModel,
+    autoencoder: Autoencoder,
+    inversion: Inversion,
+    image: Tensor,
+    extractor: Extractor,
+    bits: Tensor,
+    *,
+    learning_rate: float,
+    target_psnr: float,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Optimise without end.
+
+    Args:
+        model: The frozen model that made the inversion.
+        autoencoder: Its autoencoder.
+        inversion: The inverted picture.
+        image: The picture, (1, 3, H, W) in [0, 1].
+        extractor: Reads the message.
+        bits: (extractor.num_bits,) of 0/1.
+        learning_rate: Of AdamW, in the latent's unit-variance scale.
+        target_psnr: In dB.
+        generator: Draws the attacks and the first change.
+
+    Yields:
+        The marked picture so far, (1, 3, H, W), once an iteration.
+    """
+    height, width = image.shape[-2:]
+    composer = Composer(image, target_psnr=target_psnr)
+    start = inversion.latents[0]
+    delta = (torch.randn(start.shape, generator=generator) * INITIAL_DELTA).to(start).requires_grad_()
+    optimiser = torch.optim.AdamW([delta], learning_rate, weight_decay=0.0)
+    mix = training_mix()
+    while True:
+        with torch.no_grad():
+            latent, reference = _branch(model, inversion, start)
+            decoded_original = autoencoder.decode(latent)[..., :height, :width]
+        latent, maps = _branch(model, inversion, perturbed(model, inversion, delta))
+        marked = composer(autoencoder.decode(latent)[..., :height, :width], decoded_original)
+        (attack,) = mix.draw(generator, 1)
+        attacked = attack(marked, generator)
+        # The paper's loss, whatever the extractor's own is.
+        message_loss = Extractor.loss(extractor, attacked.images, bits, attacked.geometry).mean()
+        attention_loss = torch.stack(
+            [self_attention_loss(m, r) for m, r in zip(maps, reference, strict=True)]
+        ).mean()
+        loss = (
+            MESSAGE_WEIGHT * message_loss
+            + IMAGE_WEIGHT * (marked - image).square().mean()
+            + ATTENTION_WEIGHT * attention_loss
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        yield marked.detach()
+
+
+def _branch(model: DiffusionModel, inversion: Inversion, x: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
+    """Denoise to the clean latent; every map is recorded, those of the constraint are compared."""
+    rule = record_rule(tuple(x.shape[-2:]))
+    everything = AttentionControl(lambda kind, tokens: True)
+    kept = []
+    for i in range(inversion.steps):
+        conditionings = [inversion.positive, inversion.null_at(i)]
+        (x0, x0_null), maps = model.denoise(x, inversion.sigmas[i], conditionings, everything)
+        x = euler(
+            x, x0_null + inversion.guidance * (x0 - x0_null), inversion.sigmas[i], inversion.sigmas[i + 1]
+        )
+        compared = {k: v for k, v in maps.self_attention.items() if rule("self", v.shape[-2])}
+        kept.append(AttentionMaps(compared, maps.cross_attention, maps.sizes))
+    return x, kept
