@@ -51,7 +51,9 @@ def test_versions_agree():
 
 def test_constraints_pin_all_that_is_asked_for():
     meta = project()["project"]
-    wanted = meta["dependencies"] + [item for extra in ("sd", "rivagan", "bench", "test") for item in meta["optional-dependencies"][extra]]
+    wanted = meta["dependencies"] + [
+        item for extra in ("sd", "rivagan", "bench", "test") for item in meta["optional-dependencies"][extra]
+    ]
     assert {name_of(requirement) for requirement in wanted} <= pins().keys()
     assert all("==" in line for line in pins().values())
     assert pins()["torch"] == "torch==2.13.0"
