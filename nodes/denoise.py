@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..onrw_core.compose import MODES, compose
-from ..onrw_core.optimise import Watermark
+from ..onrw_core.optimise import PRESETS, Watermark
 from ..onrw_core.pipeline import Rendered, render
 from . import images
 from .adapter import Progress, check_model, ordinary_tensors, prepared, run
@@ -20,6 +20,7 @@ from .sockets import CATEGORY, WatermarkType, per_image
 
 __all__ = ["ComposeNode", "ConstrainedDenoiseNode"]
 
+DEFAULT_PRESET = "fast"
 AS_OPTIMISED = "as optimised"
 PSEUDO_MASKS = ["none", "soft", "hard"]
 ATTENTION = {"replay": False, "inject": True}
@@ -174,6 +175,11 @@ class ComposeNode(io.ComfyNode):
                     step=0.5,
                     tooltip="Quality in dB, in the mode residual; inside the mask, where there is one.",
                 ),
+                io.Boolean.Input(
+                    "luma_only",
+                    default=PRESETS[DEFAULT_PRESET].luma_only,
+                    tooltip="Add only the brightness of the change, as ONRW Constrained Denoise does.",
+                ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the change may lie."),
             ],
             outputs=[
@@ -191,6 +197,7 @@ class ComposeNode(io.ComfyNode):
         decoded_original: Tensor,
         mode: str,
         target_psnr: float,
+        luma_only: bool,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
         originals, marked, unmarked = (images.from_comfy(i) for i in (original, decoded_marked, decoded_original))
@@ -203,7 +210,9 @@ class ComposeNode(io.ComfyNode):
             part = images.frame(tuple(picture.shape[-2:]), tuple(one.shape[-2:]))
             area = images.mask_of(mask, index)
             area = None if area is None else F.interpolate(area, one.shape[-2:], mode="bilinear", align_corners=False)
-            result = compose(part.cut(picture), one, zero, mode=mode, target_psnr=target_psnr, mask=area)
+            result = compose(
+                part.cut(picture), one, zero, mode=mode, target_psnr=target_psnr, luma_only=luma_only, mask=area
+            )
             composed.append(part.paste(result.image, picture))
         result = torch.cat(composed)
         return io.NodeOutput(images.to_comfy(result), images.to_comfy(images.residual(result, originals)))

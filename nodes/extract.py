@@ -108,7 +108,7 @@ class ExtractNode(io.ComfyNode):
                 io.Boolean.Output("match", "match", tooltip="Whether the bits of every image are those of the given message."),
                 io.Float.Output("bit_accuracy", "bit_accuracy", tooltip="Share of the given message's bits that were read; 0 without one."),
                 io.String.Output("report", "report", tooltip="Everything as JSON, one line per image."),
-                io.Image.Output("straight", "straight", tooltip="The images set straight: turned and scaled back."),
+                io.Image.Output("straight", "straight", tooltip="The images set straight: turned and mirrored back."),
             ],
             is_output_node=True,
         )

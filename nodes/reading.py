@@ -114,13 +114,16 @@ def read(choice: ExtractorChoice, image: Tensor, expected: Message | None = None
 
 
 def straightened(image: Tensor, found: Found) -> Tensor:
-    """The picture (1, 3, H, W) turned, scaled and mirrored back to how it was marked; as it is where nothing was found."""
+    """The picture (1, 3, H, W) turned and mirrored back to how it was marked, in its own resolution; as it is where
+    nothing was found.
+    """
     if not found.detected or found.reading is None:
         return image[None]
     geometry = found.reading.geometry
     height, width = image.shape[-2:]
     corners = geometry.apply(torch.tensor([[0, 0], [width, 0], [0, height], [width, height]]))
     low, high = corners.min(0).values, corners.max(0).values
-    size = (high - low).round().clamp(1, LARGEST_SIDE).long()
-    back = geometry.inverse() @ Geometry.shift(float(low[0]), float(low[1]))
+    scale = min(found.reading.scale, LARGEST_SIDE / float((high - low).max()))  # no detail is lost or made up
+    size = ((high - low) * scale).round().clamp(min=1).long()
+    back = geometry.inverse() @ Geometry.shift(float(low[0]), float(low[1])) @ Geometry.scale(1 / scale)
     return resample(image[None], back, (int(size[1]), int(size[0])), "bicubic").clamp(0, 1)
