@@ -38,6 +38,7 @@ def published_loop(
     *,
     learning_rate: float,
     target_psnr: float,
+    luma_only: bool,
     generator: torch.Generator,
 ) -> Iterator[Tensor]:
     """Optimise without end.
@@ -51,13 +52,14 @@ def published_loop(
         bits: (extractor.num_bits,) of 0/1.
         learning_rate: Of AdamW, in the latent's unit-variance scale.
         target_psnr: In dB.
+        luma_only: Of the composition, see `Composer`.
         generator: Draws the attacks and the first change.
 
     Yields:
         The marked picture so far, (1, 3, H, W), once an iteration.
     """
     height, width = image.shape[-2:]
-    composer = Composer(image, target_psnr=target_psnr)
+    composer = Composer(image, target_psnr=target_psnr, luma_only=luma_only)
     start = inversion.latents[0]
     delta = (torch.randn(start.shape, generator=generator) * INITIAL_DELTA).to(start).requires_grad_()
     optimiser = torch.optim.AdamW([delta], learning_rate, weight_decay=0.0)

@@ -159,6 +159,7 @@ class Job:
             self.bits,
             learning_rate=learning_rate,
             target_psnr=self.settings.target_psnr,
+            luma_only=self.settings.luma_only,
             generator=self._generator("published"),
         )
 

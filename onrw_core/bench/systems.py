@@ -119,7 +119,11 @@ class Onrw(System):
         start = time.perf_counter()
         if isinstance(self.extractor, KeyedExtractor):
             reading = self.extractor.read(image)
-            return Outcome(reading.bits, reading.logits, reading.log10_p, time.perf_counter() - start)
+            logits = reading.logits
+            if not reading.detected:  # then the number of bits is a guess as well; judge a mark of the marked length
+                logits = self.extractor.carriers.payload[: self.num_bits].to(reading.tile) @ reading.tile
+            seconds = time.perf_counter() - start
+            return Outcome((logits > 0).long(), logits, reading.log10_p, seconds)
         with torch.no_grad():
             logits = self.extractor.logits(image[None].to(self.device))[0].cpu()
         return Outcome((logits > 0).long(), logits, None, time.perf_counter() - start)
