@@ -8,8 +8,10 @@ are random directions of the band's d = 364 dimensions, whatever the tile t that
 
 The sync cosine is the largest over all shifts; the expected number of peaks above a level u = cos sqrt(d) of a random
 field with second spectral moments L is A sqrt(det L) (2 pi)^(-3/2) u exp(-u^2/2) (Adler & Taylor 2007; here with the
-tail of the sphere), which counts the shifts as they are: correlated. Orientations, bit counts and geometries tried
-multiply it (Bonferroni). Both p-values are combined by their product q: P = q (1 - ln q) (Fisher).
+tail of the sphere), which counts the shifts as they are: correlated. Orientations and bit counts multiply it. The
+payload's part may be taken after any refinement that looked at the sync pattern only. Both p-values are combined by
+their product q: P = q (1 - ln q) (Fisher). Geometries tried share the false-positive rate by weights fixed beforehand
+(`reader`).
 
 **Match** (message given): the number of equal bits is binomial with 1/2. The two are never mixed.
 """
@@ -150,32 +152,17 @@ def product_log_p(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return log_q + np.log1p(-log_q)
 
 
-def presence_log10_p(
-    cosine: float,
-    roughness: float,
-    fraction: float,
-    num_bits: int,
-    *,
-    dimensions: int,
-    syncs: int,
-    area: float,
-    tries: float,
-) -> float:
-    """Base-10 logarithm of the presence p-value.
+def presence_log10_p(log_sync: float, fraction: float, num_bits: int, dimensions: int) -> float:
+    """Base-10 logarithm of the presence p-value in one geometry.
 
     Args:
-        cosine: Best sync cosine over everything tried.
-        roughness: See `sync_log_p`.
-        fraction: Energy of the payload's carriers over the tile's energy without its sync parts, at that best place.
+        log_sync: From `sync_log_p`.
+        fraction: Energy of the payload's carriers over the tile's energy, both without the tile's sync parts.
         num_bits: K.
-        dimensions: Of the band, d.
-        syncs: Number of sync patterns.
-        area: Shifts, in square pixels.
-        tries: Orientations x sync patterns x geometries tried.
+        dimensions: Of the band without the sync patterns.
     """
-    sync = sync_log_p(np.array([cosine]), np.array([roughness]), dimensions, area, tries)
-    energy = energy_log_p(np.array([fraction]), num_bits, dimensions - syncs)
-    return float(product_log_p(sync, energy)[0] / LN10)
+    energy = energy_log_p(np.array([fraction]), num_bits, dimensions)
+    return float(product_log_p(np.array([log_sync]), energy)[0] / LN10)
 
 
 def match_log10_p(bits: Tensor, expected: Tensor) -> float:

@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..detection import Reading, confidence, presence_log10_p
+from ..detection import Reading, confidence, presence_log10_p, sync_log_p
 from ..geometry import Geometry
 from .alignment import ORIENTATIONS, align, oriented, refine, roughness
 from .carriers import BIT_COUNTS, DIMENSIONS, TILE, Carriers
@@ -35,10 +36,9 @@ WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in,
 ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that is looked at, pixels
 PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
 PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
-POLISH_TRIES = 8.0  # independent geometries that polishing is worth, measured under wrong keys
 NEGLIGIBLE = 0.3  # pixels; corrections below it are not made
 GAIN = 1.01  # in cosine that a correction must bring
-PROMISING = -3.0  # log10 p of an attempt, search not counted, that earns it a polish
+PROMISING = math.log(0.1)  # log_sync that earns an attempt its polish; the payload must not decide that
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Attempt:
         geometry: Received to marked.
         count: Index into `BIT_COUNTS`.
         cosine: Of the tile and that sync pattern.
+        log_sync: Natural logarithm of the sync pattern's p-value, before any polish.
         log10_p: Presence in this attempt alone.
         weight: w_j.
-        polished: Whether the geometry was refined.
         searched: Whether the search proposed it.
     """
 
@@ -60,9 +60,9 @@ class Attempt:
     geometry: Geometry
     count: int
     cosine: float
+    log_sync: float
     log10_p: float
     weight: float
-    polished: bool = False
     searched: bool = False
 
     @property
@@ -95,20 +95,19 @@ def tile_of(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Tens
     return average_tile(whitened(y, geometry, limit))
 
 
-def _log10_p(tile: Tensor, cosine: float, count: int, carriers: Carriers, tries: float) -> float:
+def _log_sync(tile: Tensor, cosine: float) -> float:
+    """Natural logarithm of the chance that some shift, orientation and sync pattern agree this well with a tile."""
+    tries = len(ORIENTATIONS) * len(BIT_COUNTS)
+    rough = roughness(tile[None]).numpy()
+    return float(sync_log_p(np.array([cosine]), rough, DIMENSIONS, TILE * TILE, tries)[0])
+
+
+def _log10_p(tile: Tensor, log_sync: float, count: int, carriers: Carriers) -> float:
     tile = tile.double()
-    values = carriers.payload[: BIT_COUNTS[count]] @ tile
+    payload = (carriers.payload[: BIT_COUNTS[count]] @ tile).square().sum()
     energy = tile.square().sum() - (carriers.sync @ tile).square().sum()
-    return presence_log10_p(
-        cosine,
-        float(roughness(tile[None])[0]),
-        float(values.square().sum() / energy.clamp(min=1e-12)),
-        BIT_COUNTS[count],
-        dimensions=DIMENSIONS,
-        syncs=len(BIT_COUNTS),
-        area=TILE * TILE,
-        tries=len(ORIENTATIONS) * len(BIT_COUNTS) * tries,
-    )
+    fraction = float(payload / energy.clamp(min=1e-12))
+    return presence_log10_p(log_sync, fraction, BIT_COUNTS[count], DIMENSIONS - len(BIT_COUNTS))
 
 
 def _placed(orientation: int, x: Tensor, y: Tensor) -> Geometry:
@@ -145,9 +144,10 @@ class Attempts:
         turned = oriented(tile)[0, orientation]
         x, y, cosine = refine(turned, self.sync[count], found.x[0, count], found.y[0, count])
         tile = shifted(turned, x, y)
-        log10_p = _log10_p(tile, float(cosine), count, self.carriers, 1.0)
         total = _in_frame(_placed(orientation, x, y) @ geometry, self.shape)
-        return Attempt(tile, total, count, float(cosine), log10_p, weight, searched=searched)
+        log_sync = _log_sync(tile, float(cosine))
+        log10_p = _log10_p(tile, log_sync, count, self.carriers)
+        return Attempt(tile, total, count, float(cosine), log_sync, log10_p, weight, searched)
 
     def polish(self, attempt: Attempt) -> Attempt:
         """Refine an attempt's geometry; it stays as it is where that does not help."""
@@ -166,8 +166,9 @@ class Attempts:
             similarity = float(F.cosine_similarity(new, sync, dim=0))
             if similarity > cosine * GAIN:
                 geometry, tile, cosine = changed, new, similarity
-        log10_p = _log10_p(tile, cosine, attempt.count, self.carriers, POLISH_TRIES)
-        return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p, polished=True)
+        # The sync pattern was used up by the climb: its p-value stays that of the unpolished tile.
+        log10_p = _log10_p(tile, attempt.log_sync, attempt.count, self.carriers)
+        return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p)
 
 
 def _geometries(y: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry | None, float, bool]]:
@@ -198,15 +199,13 @@ def read(y: Tensor, carriers: Carriers, *, search: bool = True, fpr: float = 1e-
     for geometry, weight, searched in _geometries(y, size, search):
         attempt = attempts.attempt(geometry, weight, searched)
         tried += 1
-        if attempt.log10_p < PROMISING:
+        if attempt.log_sync < PROMISING:
             attempt = attempts.polish(attempt)
         if best is None or attempt.total_log10_p < best.total_log10_p:
             best = attempt
-        if best.polished and best.total_log10_p <= math.log10(fpr):
+        if best.total_log10_p <= math.log10(fpr):
             break
     assert best is not None
-    if not best.polished:
-        best = attempts.polish(best)
     return _reading(best, carriers, fpr, tried, time.perf_counter() - start)
 
 
