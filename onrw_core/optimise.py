@@ -65,7 +65,7 @@ class Settings:
     steps: int
     guidance: float = 1.0
     method: str = "ddim"
-    iterations: int = 40
+    iterations: int = 24
     learning_rate: float = 0.1
     message_weight: float = 100.0
     image_weight: float = 20.0
@@ -78,7 +78,7 @@ class Settings:
     inject: bool = False
     checkpointing: bool = False
     space: str = "noise"
-    patience: int = 10
+    patience: int = 12
 
     def __post_init__(self) -> None:
         for name in ("steps", "iterations", "attacks", "patience"):

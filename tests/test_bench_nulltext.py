@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onrw_core.bench.nulltext import cases, main, measure, table
+from onrw_core.bench.nulltext import cases, measure, table
 from onrw_core.bench.photos import Photo
+from onrw_core.cli import main
 from onrw_core.model import Autoencoder
 
 from .dummies import DummyModel, prompt
@@ -60,5 +61,5 @@ def test_null_text_row_says_how_much_of_the_gap_is_closed():
 
 def test_command_has_help(capsys):
     with pytest.raises(SystemExit) as end:
-        main(["--help"])
+        main(["bench", "nulltext", "--help"])
     assert end.value.code == 0 and "example:" in capsys.readouterr().out

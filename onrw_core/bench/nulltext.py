@@ -1,4 +1,4 @@
-"""How well each inversion is retraced under guidance: ``python -m onrw_core.bench.nulltext --images DIR``.
+"""How well each inversion is retraced under guidance: ``onrw bench nulltext --images DIR``.
 
 Plain inversion is retraced at guidance 1 up to the error of the Euler steps; under guidance the path drifts. The gap
 is the difference of the two latent mean squared errors, and a method is judged by the share of the gap that it closes,
@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..inversion import Inversion, invert, replay, run
+from ..inversion import Inversion, invert, replay
+from ..inversion import run as finish
 from ..model import Autoencoder, Conditioning, DiffusionModel
 from .photos import Photo, load_photos
 
-__all__ = ["Case", "Row", "cases", "main", "measure", "table"]
+__all__ = ["Case", "Row", "add_arguments", "cases", "measure", "run", "table"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def measure(
                 start_sigma=start_sigma,
                 **case.options,
             )
-            inversion = run(states)
+            inversion = finish(states)
             elapsed += time.perf_counter() - start
             x = _retraced(model, inversion)
             errors.append((x - latent).square().mean().item())
@@ -176,42 +177,38 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
         yield "| " + " | ".join([*cells, f"{row.noise:.3f}", f"{row.seconds:.1f}"]) + " |"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure on the embedded model, print a table, and write JSON on request."""
-    parser = argparse.ArgumentParser(
-        prog="python -m onrw_core.bench.nulltext",
-        description=__doc__.partition("\n")[0],
-        epilog="example: python -m onrw_core.bench.nulltext --images photos --limit 4 --inner 5 10 20",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run`."""
     parser.add_argument("--images", type=Path, required=True, help="folder of photos, with captions.tsv")
     parser.add_argument("--match", default="*", help="only photos of this pattern")
     parser.add_argument("--limit", type=int, default=4, help="at most so many photos")
     parser.add_argument("--weights", type=Path, help="folder of the embedded model's weights")
     parser.add_argument("--size", type=int, default=256, help="pixels of the square")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--start-sigma", type=float)
-    parser.add_argument("--guidance", type=float, default=4.5)
+    parser.add_argument("--steps", type=int, default=20, help="Euler steps in each direction")
+    parser.add_argument("--start-sigma", type=float, help="where the inversions end; default: all noise")
+    parser.add_argument("--guidance", type=float, default=4.5, help="guidance under which the path is retraced")
     parser.add_argument("--inner", type=int, nargs="+", default=[5, 10, 20], help="inner steps to try")
     parser.add_argument("--rate", type=float, nargs="+", default=[0.05], help="learning rates to try")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
-    options = parser.parse_args(arguments)
 
+
+def run(options: argparse.Namespace) -> int:
+    """Measure on the embedded model, print a table, and write JSON on request."""
     from ..mini import load_mini  # the benchmark serves other models without it
 
     mini = load_mini(weights=options.weights)
     photos = load_photos(options.images, options.size, options.match, options.limit)
-    tried = cases(options.guidance, options.inner, options.rate)
-    rows = []
     measured = measure(
         mini.model,
         mini.autoencoder,
         mini.encode,
         photos,
-        tried,
+        cases(options.guidance, options.inner, options.rate),
         size=options.size,
         steps=options.steps,
         start_sigma=options.start_sigma,
     )
+    rows = []
 
     def kept() -> Iterator[Row]:
         for row in measured:
@@ -222,7 +219,4 @@ def main(arguments: list[str] | None = None) -> None:
         print(line, flush=True)
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    return 0
