@@ -167,7 +167,9 @@ def test_sampler_graph_draws_the_same_picture(nodes, mini, watermark, image, sto
         target_psnr=42.0,
         luma_only=True,
     )
-    assert (composed - expected).abs().max() <= 1e-3
+    difference = (composed - expected).abs()
+    # Both are rounded to 8 bit: values that agree to the last float digits fall on two sides of a level now and then.
+    assert (difference > 1e-3).float().mean() < 1e-3 and difference.max() < 1.5 / 255
 
 
 def test_sampler_graph_with_injected_attention_and_null_embeddings(

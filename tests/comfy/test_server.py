@@ -163,7 +163,9 @@ def test_3_sampler_graph_gives_the_picture_of_constrained_denoise(server, tools)
     }
     outputs = finished(server, tools, prompt)
     (saved,), (other,) = (server.images(outputs[title]) for title in ("Marked photo", "Denoised"))
-    assert np.abs(pixels(saved) - pixels(other)).max() <= 1e-3
+    difference = np.abs(pixels(saved) - pixels(other))
+    # Both are rounded to 8 bit: values that agree to the last float digits fall on two sides of a level now and then.
+    assert (difference > 1e-3).mean() < 1e-3 and difference.max() < 1.5 / 255
     assert decibels(pixels(saved), original(server)) >= 40
     reading = json.loads(outputs["Reading"]["text"][0])
     assert reading["detected"] and reading["match"]["bit_accuracy"] == 1
