@@ -2,7 +2,7 @@
 
 Attempts are made in order: the picture as it is, the picture brought to the working size, the geometries that the
 search proposes. In each, the tile is aligned with the sync patterns over all shifts, flips and quarter turns; the
-most promising are polished. The reading stops at the first attempt whose p-value holds.
+most promising are polished. The reading stops at the first attempt whose p-value holds clearly.
 
 Every attempt j has a weight w_j, fixed beforehand, and the weights sum to 1. Then min_j p_j / w_j is a p-value for
 all of them together (weighted Bonferroni), whenever one stops.
@@ -37,6 +37,8 @@ ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that
 PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
 PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
 NEGLIGIBLE = 0.3  # pixels; corrections below it are not made
+CLEAR = 3  # times log10 fpr: a weaker mark is kept, but a better geometry for it is still looked for
+SETTLING = 4  # polishes of a detected mark at most: each reaches a few pixels
 GAIN = 1.01  # in cosine that a correction must bring
 PROMISING = math.log(0.1)  # log_sync that earns an attempt its polish; the payload must not decide that
 
@@ -203,10 +205,27 @@ def read(y: Tensor, carriers: Carriers, *, search: bool = True, fpr: float = 1e-
             attempt = attempts.polish(attempt)
         if best is None or attempt.total_log10_p < best.total_log10_p:
             best = attempt
-        if best.total_log10_p <= math.log10(fpr):
+        if best.total_log10_p <= CLEAR * math.log10(fpr):
             break
     assert best is not None
-    return _reading(best, carriers, fpr, tried, time.perf_counter() - start)
+    return _reading(
+        _settled(attempts, best) if best.total_log10_p <= math.log10(fpr) else best,
+        carriers,
+        fpr,
+        tried,
+        time.perf_counter() - start,
+    )
+
+
+def _settled(attempts: Attempts, found: Attempt) -> Attempt:
+    """Polish a detected mark until its geometry stands still; the p-value stays that of the detection."""
+    log10_p = found.log10_p
+    for _ in range(SETTLING):
+        better = attempts.polish(found)
+        if better.cosine <= found.cosine * GAIN:
+            break
+        found = better
+    return replace(found, log10_p=log10_p)
 
 
 def _reading(best: Attempt, carriers: Carriers, fpr: float, tried: int, seconds: float) -> Reading:
