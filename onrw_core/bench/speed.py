@@ -1,7 +1,8 @@
 """`onrw bench speed`: seconds to success, ours beside the published loop.
 
-Success is the first moment at which the picture, composed at the target PSNR, gives every bit under every one of a
-fixed set of random attacks of the training mix. Looking for it is not timed. Both loops get the same model, photos,
+Success is the first moment at which the picture, composed at the target PSNR, gives the required share of all bits
+over a fixed set of random attacks of the training mix, none of which either loop has seen; the time to other shares is
+noted as well. Looking for it is not timed. Both loops get the same model, photos,
 inversion, extractor, composition and target, and both times begin before the inversion. The published loop runs with
 the best of three step sizes, chosen on the first photo; where a cap stops it, the ratio is a lower bound. Times by
 part come from separate iterations, because the stopwatch costs time itself.
@@ -58,9 +59,14 @@ from .stopwatch import (
 __all__ = ["add_arguments", "run"]
 
 LEARNING_RATES = (0.003, 0.01, 0.03)  # the paper's, and one to each side
-CHECKS = 16  # random attacks that have to be read without an error
-CHECK_EVERY = 5  # iterations, from CHECK_FIRST on; before that every iteration is looked at
-CHECK_FIRST = 40
+CHECKS = 16  # random attacks that the picture is read after
+CHECK_EVERY, CHECK_LATE, LATE = (
+    2,
+    5,
+    60,
+)  # iterations: looked at every second one, from the 60th on every fifth
+REQUIRED = 0.99  # share of the bits; the mix has draws that cost some bits of any mark at 42 dB
+LEVELS = (0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 CAP_ITERATIONS = 600
 CAP_SECONDS = 1800.0
 PSNR_TOLERANCE = 0.1  # dB
@@ -87,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--extractor", default="keyed", help="keyed, rivagan, or a decoder file")
     add("--bits", type=int, default=48)
     add("--target-psnr", type=float, default=42.0, help="dB")
+    add(
+        "--required",
+        type=float,
+        default=REQUIRED,
+        help="share of the bits that is success (1: every bit, always)",
+    )
     add("--iterations", type=int, help="a fixed number for both loops, without looking for success")
     add("--cap-iterations", type=int, default=CAP_ITERATIONS)
     add("--cap-seconds", type=float, default=CAP_SECONDS, help="of each loop and photo")
@@ -163,18 +175,17 @@ class Job:
             generator=self._generator("published"),
         )
 
-    def holds(self, marked: Tensor) -> bool:
-        """Whether every bit is read under each of the fixed attacks, at the target PSNR."""
+    def share(self, marked: Tensor) -> float:
+        """Share of the bits that are read after the fixed attacks; 0 if the picture misses the target PSNR."""
         if psnr(marked, self.image) < self.settings.target_psnr - PSNR_TOLERANCE:
-            return False
-        expected = self.bits.bool().to(marked.device)
+            return 0.0
+        expected, right = self.bits.bool().to(marked.device), 0
         with torch.no_grad():
             for i, attack in enumerate(training_mix().draw(self._generator("checks"), CHECKS)):
                 attacked = attack(marked, generator_for(self.args.seed, "check", i))
                 read = self.extractor.logits(attacked.images, attacked.geometry)[0] > 0
-                if not torch.equal(read, expected):
-                    return False
-        return True
+                right += int((read == expected).sum())
+        return right / (CHECKS * len(expected))
 
     def on(self, watch: Stopwatch) -> Job:
         """The same job with its parts on a stopwatch."""
@@ -216,6 +227,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "size": args.size,
         "preset": args.preset,
+        "required": args.required,
         "target_psnr": args.target_psnr,
         "ours": _ours(jobs, args),
     }
@@ -248,8 +260,7 @@ def _published(jobs: list[Job], args: argparse.Namespace) -> dict[str, Any]:
     for rate in args.learning_rate:
         result = _until_success(jobs[0], rate, args)
         _tell(f"published, step {rate:g}", result)
-        # Where no step size succeeds within the caps, the first one given stays.
-        if first is None or (result["success"], -result["seconds"]) > (first["success"], -first["seconds"]):
+        if first is None or _rank(result) > _rank(first):
             best, first = rate, result
         if args.iterations:
             break
@@ -261,10 +272,17 @@ def _published(jobs: list[Job], args: argparse.Namespace) -> dict[str, Any]:
     return _summary(results) | {"learning_rate": best, "breakdown": breakdown}
 
 
+def _rank(result: dict[str, Any]) -> tuple[bool, float, float]:
+    """Success first, then what was reached, then how fast."""
+    reached = 0.0 if result["success"] else result["best_share"]
+    return result["success"], reached, -result["seconds"]
+
+
 def _until_success(job: Job, learning_rate: float | None, args: argparse.Namespace) -> dict[str, Any]:
     """Run a loop (ours without a learning rate) until success, a cap, or the fixed number of iterations."""
     cap = args.iterations or args.cap_iterations
-    seconds, iterations, success, finite = 0.0, 0, False, True
+    seconds, iterations, success, finite, best = 0.0, 0, False, True, 0.0
+    levels: dict[str, float] = {}
     planned = min(cap, args.iterations or job.settings.iterations)
     with peak_memory(args.device) as peak:
         while not success and iterations < cap and seconds < args.cap_seconds:
@@ -281,9 +299,16 @@ def _until_success(job: Job, learning_rate: float | None, args: argparse.Namespa
                 iterations += 1
                 so_far = seconds + clock.seconds()
                 finite = finite and bool(torch.isfinite(marked).all())
-                if not args.iterations and (iterations <= CHECK_FIRST or iterations % CHECK_EVERY == 0):
+                if (
+                    not args.iterations
+                    and iterations % (CHECK_EVERY if iterations < LATE else CHECK_LATE) == 0
+                ):
                     with clock.paused():
-                        success = job.holds(marked)
+                        share = job.share(marked)
+                    best, success = max(best, share), share >= args.required
+                    for level in LEVELS:
+                        if share >= level:
+                            levels.setdefault(f"{level:g}", so_far)
                 if success or iterations >= cap or so_far >= args.cap_seconds:
                     break
             seconds = so_far
@@ -292,7 +317,9 @@ def _until_success(job: Job, learning_rate: float | None, args: argparse.Namespa
         "photo": job.photo.name,
         "success": success,
         "iterations": iterations,
+        "best_share": best,
         "seconds": seconds,
+        "seconds_to_share": levels,
         "setup_seconds": setup,
         "seconds_per_iteration": (seconds - setup) / iterations,
         "peak_megabytes": peak.megabytes,
@@ -383,7 +410,10 @@ def _bits(extractor: Extractor, photo: Photo, seed: int) -> Tensor:
 
 def _tell(loop: str, result: dict[str, Any]) -> None:
     outcome = "success" if result["success"] else "no success"
-    text = f"{loop}: {result['photo']}: {outcome} after {result['iterations']} iterations, {result['seconds']:.1f} s"
+    text = (
+        f"{loop}: {result['photo']}: {outcome} after {result['iterations']} iterations, {result['seconds']:.1f} s, "
+        f"{100 * result['best_share']:.1f} % of the bits"
+    )
     print(text, file=sys.stderr, flush=True)
 
 
