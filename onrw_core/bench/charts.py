@@ -59,7 +59,7 @@ def speed_chart(report: dict[str, Any], path: Path) -> None:
     for i, (value, success) in enumerate(zip(values, reached, strict=True)):
         total.text(value, i, f" {value:.1f} s" if success else f" > {value:.1f} s", va="center")
     total.set_xlabel("seconds to success, median over photos")
-    total.margins(x=0.2)
+    total.margins(x=0.35)
     left = [0.0, 0.0]
     for part in report["ours"]["breakdown"]:
         seconds = [report[loop]["breakdown"][part] for loop in ("published", "ours")]
