@@ -41,7 +41,9 @@ class AttackNode(io.ComfyNode):
                 io.Image.Input("image", tooltip="The images."),
                 io.Combo.Input("attack", options=list(ATTACKS), default="jpeg", tooltip=f"What to do.\n{kinds}"),
                 io.Boolean.Input(
-                    "default_strength", default=True, tooltip="Use the usual strength of the attack; off: the one below."
+                    "default_strength",
+                    default=True,
+                    tooltip="Use the usual strength of the attack; off: the one below.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -53,7 +55,12 @@ class AttackNode(io.ComfyNode):
                     tooltip="In the unit of the attack, see there: JPEG quality, degrees, remaining area, ...",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip="Draws noise and places."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Draws noise and places.",
                 ),
             ],
             outputs=[io.Image.Output("attacked", "attacked", tooltip="The images afterwards; crops are smaller.")],
@@ -73,9 +80,7 @@ class AttackNode(io.ComfyNode):
 
     @classmethod
     @ordinary_tensors
-    def execute(
-        cls, image: Tensor, attack: str, default_strength: bool, strength: float, seed: int
-    ) -> io.NodeOutput:
+    def execute(cls, image: Tensor, attack: str, default_strength: bool, strength: float, seed: int) -> io.NodeOutput:
         generator = torch.Generator().manual_seed(seed)
         attacked = _attack(attack, default_strength, strength)(images.from_comfy(image), generator)
         return io.NodeOutput(images.to_comfy(attacked.images))
@@ -103,7 +108,8 @@ class RobustnessReportNode(io.ComfyNode):
                     "suite",
                     options=[*SUITES, RANDOM_SUITE],
                     default=next(iter(SUITES)),
-                    tooltip="onrw12: the twelve usual transformations. onrw12-random: the same kinds at random strengths and "
+                    tooltip="onrw12: the twelve usual transformations. onrw12-random: the same kinds at random "
+                    "strengths and "
                     "places. extended: many more.",
                 ),
                 io.Int.Input(

@@ -39,7 +39,10 @@ def _curves(history: Sequence[dict[str, float]]) -> Image.Image:
         draw.text((LEFT + width + 8, y - 6), f"{1 - i / 8:.1%}", fill=ORANGE, font=font)
     for values, bottom, top, colour in ((losses, low, high, BLUE), (accuracy, 0.5, 1.0, ORANGE)):
         points = [
-            (LEFT + width * i / max(1, len(values) - 1), TOP + height * (1 - np.clip((v - bottom) / (top - bottom), 0, 1)))
+            (
+                LEFT + width * i / max(1, len(values) - 1),
+                TOP + height * (1 - np.clip((v - bottom) / (top - bottom), 0, 1)),
+            )
             for i, v in enumerate(values)
         ]
         draw.line(points if len(points) > 1 else points * 2, fill=colour, width=2)

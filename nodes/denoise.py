@@ -35,7 +35,8 @@ class ConstrainedDenoiseNode(io.ComfyNode):
             node_id="ONRW_ConstrainedDenoise",
             display_name="ONRW Constrained Denoise",
             category=CATEGORY,
-            description="Denoises the marked noise beside the original's branch, and composes the change with the original "
+            description="Denoises the marked noise beside the original's branch, and composes the change with the "
+            "original "
             "at its full resolution.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the watermark was made with."),
@@ -60,7 +61,8 @@ class ConstrainedDenoiseNode(io.ComfyNode):
                     "pseudo_mask",
                     options=[AS_OPTIMISED, *PSEUDO_MASKS],
                     default=AS_OPTIMISED,
-                    tooltip="Confine the change to where the prompt's words are, by cross-attention: not at all, softly, or "
+                    tooltip="Confine the change to where the prompt's words are, by cross-attention: not at all, "
+                    "softly, or "
                     "with a hard edge.",
                 ),
                 io.Combo.Input(
@@ -127,7 +129,7 @@ def draw(model: ModelPatcher, vae: VAE, watermark: Watermark, original: Tensor) 
     record = watermark.inversion
     height, width = record.latents.shape[-2:]
 
-    def work(core_model, autoencoder):  # noqa: ANN001, ANN202
+    def work(core_model, autoencoder):
         check_model(record, core_model)
         autoencoder.clamped = True  # what VAE Decode gives, so that the sampler graph draws the same picture
         factor = autoencoder.factor
@@ -202,7 +204,9 @@ class ComposeNode(io.ComfyNode):
     ) -> io.NodeOutput:
         originals, marked, unmarked = (images.from_comfy(i) for i in (original, decoded_marked, decoded_original))
         if marked.shape != unmarked.shape:
-            raise ValueError("decoded_original: it differs in size from decoded_marked; decode both by the same sampling")
+            raise ValueError(
+                "decoded_original: it differs in size from decoded_marked; decode both by the same sampling"
+            )
         composed = []
         for index, picture in enumerate(originals.split(1)):
             one = per_image(marked.split(1), index, len(originals), "decoded_marked")

@@ -38,15 +38,19 @@ class LoadExtractorNode(io.ComfyNode):
             node_id="ONRW_LoadExtractor",
             display_name="ONRW Load Extractor",
             category=CATEGORY,
-            description="The reader that marks are made for. keyed needs no weights and no download; decoders of others "
+            description="The reader that marks are made for. keyed needs no weights and no download; decoders of "
+            "others "
             f"(HiDDeN, Stable Signature, RivaGAN, TorchScript) are files in models/{FOLDER}.",
             inputs=[
-                KeyType.Input("key", tooltip="From ONRW Key. Only its holder can read keyed marks, and check any message."),
+                KeyType.Input(
+                    "key", tooltip="From ONRW Key. Only its holder can read keyed marks, and check any message."
+                ),
                 io.Combo.Input(
                     "extractor",
                     options=[*NAMES, *folder_paths.get_filename_list(FOLDER)],
                     default=NAMES[0],
-                    tooltip="keyed: built in, finds crops, rotations and scales by itself. rivagan: the decoder of the package "
+                    tooltip="keyed: built in, finds crops, rotations and scales by itself. rivagan: the decoder of "
+                    "the package "
                     f"invisible-watermark, 32 bits. Files: from models/{FOLDER}.",
                 ),
                 io.Boolean.Input(
@@ -83,7 +87,8 @@ class ExtractNode(io.ComfyNode):
             node_id="ONRW_Extract",
             display_name="ONRW Extract",
             category=CATEGORY,
-            description="Reads the mark from an image alone: no original, prompt or model is needed. Of a batch, every image "
+            description="Reads the mark from an image alone: no original, prompt or model is needed. Of a batch, "
+            "every image "
             "is read; the numbers are those of the weakest.",
             inputs=[
                 io.Image.Input("image", tooltip="The image as it was received: cropped, turned, compressed, ..."),
@@ -104,9 +109,17 @@ class ExtractNode(io.ComfyNode):
             outputs=[
                 io.String.Output("text", "text", tooltip="The message, or that nothing was found; one line per image."),
                 io.Boolean.Output("detected", "detected", tooltip="Whether every image carries a mark of this key."),
-                io.Float.Output("log10_p", "log10_p", tooltip="log10 of the chance that an unmarked image looks so marked."),
-                io.Boolean.Output("match", "match", tooltip="Whether the bits of every image are those of the given message."),
-                io.Float.Output("bit_accuracy", "bit_accuracy", tooltip="Share of the given message's bits that were read; 0 without one."),
+                io.Float.Output(
+                    "log10_p", "log10_p", tooltip="log10 of the chance that an unmarked image looks so marked."
+                ),
+                io.Boolean.Output(
+                    "match", "match", tooltip="Whether the bits of every image are those of the given message."
+                ),
+                io.Float.Output(
+                    "bit_accuracy",
+                    "bit_accuracy",
+                    tooltip="Share of the given message's bits that were read; 0 without one.",
+                ),
                 io.String.Output("report", "report", tooltip="Everything as JSON, one line per image."),
                 io.Image.Output("straight", "straight", tooltip="The images set straight: turned and mirrored back."),
             ],

@@ -26,7 +26,8 @@ class GuiderNode(io.ComfyNode):
             node_id="ONRW_Guider",
             display_name="ONRW Guider",
             category=CATEGORY,
-            description="Turns a watermark or an inversion into guider, noise, sigmas and latent of SamplerCustomAdvanced. "
+            description="Turns a watermark or an inversion into guider, noise, sigmas and latent of "
+            "SamplerCustomAdvanced. "
             "With the sampler euler it draws what ONRW Constrained Denoise draws.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the inversion was made with."),
@@ -39,20 +40,24 @@ class GuiderNode(io.ComfyNode):
                     "branch",
                     options=[MARKED, ORIGINAL],
                     default=MARKED,
-                    tooltip="marked: from the marked noise. original: from the inverted noise as it is, which is all that an "
+                    tooltip="marked: from the marked noise. original: from the inverted noise as it is, which is all "
+                    "that an "
                     "inversion has.",
                 ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="Stands for the prompt of the inversion; required where that used a ControlNet and was loaded "
+                    tooltip="Stands for the prompt of the inversion; required where that used a ControlNet and was "
+                    "loaded "
                     "from a file.",
                 ),
             ],
             outputs=[
                 io.Guider.Output("guider", "guider", tooltip="Guidance with the null embedding of each step."),
                 io.Noise.Output("noise", "noise", tooltip="No noise: the latent is noisy already."),
-                io.Sigmas.Output("sigmas", "sigmas", tooltip="The noise levels, from the inversion's start to a clean latent."),
+                io.Sigmas.Output(
+                    "sigmas", "sigmas", tooltip="The noise levels, from the inversion's start to a clean latent."
+                ),
                 io.Latent.Output("latent", "latent", tooltip="The noisy latent, where sampling starts."),
             ],
         )

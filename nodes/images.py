@@ -88,7 +88,8 @@ def frame(size: tuple[int, int], working: tuple[int, int]) -> Frame:
     aspect = size[0] * working[1] / (size[1] * working[0])
     if abs(aspect - 1) > ASPECT_TOLERANCE:
         raise ValueError(
-            f"image: it is {size[1]}x{size[0]} and its latent shows {working[1]}x{working[0]}, another shape; connect the "
+            f"image: it is {size[1]}x{size[0]} and its latent shows {working[1]}x{working[0]}, another shape; "
+            "connect the "
             "image that was encoded"
         )
     return Frame(0, 0, size, working)

@@ -35,7 +35,8 @@ class NullTextInversionNode(io.ComfyNode):
             node_id="ONRW_NullTextInversion",
             display_name="ONRW Null-Text Inversion",
             category=CATEGORY,
-            description="Finds the noise that a picture would have come from, and what keeps guided sampling on the way "
+            description="Finds the noise that a picture would have come from, and what keeps guided sampling on the "
+            "way "
             "back to it (null-text inversion, Mokady et al. 2023).",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model, with any LoRAs and patches."),
@@ -46,8 +47,10 @@ class NullTextInversionNode(io.ComfyNode):
                     "preset",
                     options=list(PRESETS),
                     default=DEFAULT_PRESET,
-                    tooltip="Where the inversion ends, in how many steps and how, for the preset of the same name in ONRW "
-                    "Optimize Noise. fast: one step. paper: null-text, many steps, guidance. reference: nearly no noise.",
+                    tooltip="Where the inversion ends, in how many steps and how, for the preset of the same name in "
+                    "ONRW "
+                    "Optimize Noise. fast: one step. paper: null-text, many steps, guidance. reference: nearly no "
+                    "noise.",
                 ),
                 io.Int.Input(
                     "steps", default=0, min=0, max=1000, tooltip="Steps of the inversion, and back. 0: as the preset."
@@ -59,7 +62,8 @@ class NullTextInversionNode(io.ComfyNode):
                     max=1000.0,
                     step=0.001,
                     round=False,
-                    tooltip="Noise level at which the inversion ends and sampling will start (sigma; SD: .03 to 14.6). 0: as "
+                    tooltip="Noise level at which the inversion ends and sampling will start (sigma; SD: .03 to "
+                    "14.6). 0: as "
                     "the preset.",
                 ),
                 io.Float.Input(
@@ -74,7 +78,8 @@ class NullTextInversionNode(io.ComfyNode):
                     "method",
                     options=[AS_PRESET, *METHODS],
                     default=AS_PRESET,
-                    tooltip="ddim: plain, exact enough at guidance 1. null-text: optimises the negative prompt for each step. "
+                    tooltip="ddim: plain, exact enough at guidance 1. null-text: optimises the negative prompt for "
+                    "each step. "
                     "negative-prompt: its free approximation. fixed-point: iterates each step.",
                 ),
                 io.Int.Input(
@@ -82,25 +87,39 @@ class NullTextInversionNode(io.ComfyNode):
                     default=10,
                     min=1,
                     max=500,
-                    tooltip="Optimisation steps per null embedding, or iterations per fixed point. Other methods ignore it.",
+                    tooltip="Optimisation steps per null embedding, or iterations per fixed point. Other methods "
+                    "ignore it.",
                 ),
                 io.Combo.Input(
                     "convention",
                     options=list(CONVENTIONS),
                     default=CONVENTIONS[0],
-                    tooltip="Where the model is evaluated on the way up: at the level it leaves (as ComfyUI's Flip Sigmas) or "
+                    tooltip="Where the model is evaluated on the way up: at the level it leaves (as ComfyUI's Flip "
+                    "Sigmas) or "
                     "at the one it goes to (as diffusers).",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="Decodes the preview; without it the latent's colours are shown."),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Decodes the preview; without it the latent's colours are shown."
+                ),
             ],
             outputs=[
-                InversionType.Output("inversion", "inversion", tooltip="The record: noise, path, null embeddings and prompts."),
-                io.Latent.Output("noise", "noise", tooltip="The inverted noise, as it enters a sampler at the first of the sigmas."),
-                io.Sigmas.Output("sigmas", "sigmas", tooltip="The noise levels of the way back, for SamplerCustomAdvanced."),
-                io.Image.Output("preview", "preview", tooltip="What guided sampling makes of the noise: the closer to the picture, "
-                                "the better the inversion."),
+                InversionType.Output(
+                    "inversion", "inversion", tooltip="The record: noise, path, null embeddings and prompts."
+                ),
+                io.Latent.Output(
+                    "noise", "noise", tooltip="The inverted noise, as it enters a sampler at the first of the sigmas."
+                ),
+                io.Sigmas.Output(
+                    "sigmas", "sigmas", tooltip="The noise levels of the way back, for SamplerCustomAdvanced."
+                ),
+                io.Image.Output(
+                    "preview",
+                    "preview",
+                    tooltip="What guided sampling makes of the noise: the closer to the picture, "
+                    "the better the inversion.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     @ordinary_tensors
@@ -129,7 +148,7 @@ class NullTextInversionNode(io.ComfyNode):
         samples = clean(latent["samples"]).float()
         progress = Progress(len(samples) * (3 * settings.steps + 1))
 
-        def work(core_model, autoencoder):  # noqa: ANN001, ANN202
+        def work(core_model, autoencoder):
             inversions, previews = [], []
             for sample in model.model.process_latent_in(samples).split(1):
                 states = invert(
@@ -219,7 +238,11 @@ class LoadInversionNode(io.ComfyNode):
                     tooltip="A file that ONRW Save Inversion wrote. [output]: it lies in the output folder.",
                 )
             ],
-            outputs=[InversionType.Output("inversion", "inversion", tooltip="The record, for ONRW Optimize Noise and ONRW Guider.")],
+            outputs=[
+                InversionType.Output(
+                    "inversion", "inversion", tooltip="The record, for ONRW Optimize Noise and ONRW Guider."
+                )
+            ],
         )
 
     @classmethod

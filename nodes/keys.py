@@ -26,7 +26,8 @@ class KeyNode(io.ComfyNode):
             node_id="ONRW_Key",
             display_name="ONRW Key",
             category=CATEGORY,
-            description="The secret key that marks are made and read with. Keep a copy of its file: without it no mark of "
+            description="The secret key that marks are made and read with. Keep a copy of its file: without it no "
+            "mark of "
             "yours can be read again.",
             inputs=[
                 io.Combo.Input(

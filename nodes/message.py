@@ -28,7 +28,8 @@ class MessageNode(io.ComfyNode):
             node_id="ONRW_Message",
             display_name="ONRW Message",
             category=CATEGORY,
-            description="The message of a mark, with error correction and a check that only the holder of the key can make.",
+            description="The message of a mark, with error correction and a check that only the holder of the key "
+            "can make.",
             inputs=[
                 KeyType.Input("key", tooltip="From ONRW Key; the reader needs the same."),
                 io.Combo.Input(
@@ -57,11 +58,14 @@ class MessageNode(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="A batch: with a random id, every image gets an id of its own. Otherwise all carry the same.",
+                    tooltip="A batch: with a random id, every image gets an id of its own. Otherwise all carry the "
+                    "same.",
                 ),
             ],
             outputs=[
-                MessageType.Output("message", "message", tooltip="For the nodes that mark, and for those that check a reading."),
+                MessageType.Output(
+                    "message", "message", tooltip="For the nodes that mark, and for those that check a reading."
+                ),
                 io.String.Output("bits", "bits", tooltip="The raw bits as they are marked, one line per message."),
             ],
         )

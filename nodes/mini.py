@@ -19,7 +19,8 @@ class LoadMiniNode(io.ComfyNode):
             node_id="ONRW_LoadMini",
             display_name="ONRW Load Mini",
             category=CATEGORY,
-            description="The small diffusion model that comes with the pack: nothing to download, works with stock nodes "
+            description="The small diffusion model that comes with the pack: nothing to download, works with stock "
+            "nodes "
             "(CLIP Text Encode, KSampler, VAE Encode, VAE Decode). It marks photos well and paints badly: for pictures "
             "use a checkpoint of your own.",
             inputs=[],

@@ -33,39 +33,68 @@ def marking_inputs() -> list[io.Input]:
             "preset",
             options=list(PRESETS),
             default=DEFAULT_PRESET,
-            tooltip="fast: quick and robust. paper: the published method. reference: the published code. Values of 0 and -1 "
+            tooltip="fast: quick and robust. paper: the published method. reference: the published code. Values of 0 "
+            "and -1 "
             "below leave what the preset says.",
         ),
         io.Int.Input(
-            "iterations", default=0, min=0, max=10000, tooltip="Optimisation steps at most; it stops early when the "
-            "message holds. 0: as the preset."
+            "iterations",
+            default=0,
+            min=0,
+            max=10000,
+            tooltip="Optimisation steps at most; it stops early when the message holds. 0: as the preset.",
         ),
         io.Float.Input(
-            "target_psnr", default=42.0, min=20.0, max=60.0, step=0.5,
+            "target_psnr",
+            default=42.0,
+            min=20.0,
+            max=60.0,
+            step=0.5,
             tooltip="Quality of the marked image in dB: higher is less visible and less robust. Inside the mask, where "
             "there is one.",
         ),
         io.Float.Input(
-            "message_weight", default=-1.0, min=-1.0, max=10000.0, step=1.0,
+            "message_weight",
+            default=-1.0,
+            min=-1.0,
+            max=10000.0,
+            step=1.0,
             tooltip="Weight of the message in the loss. -1: as the preset.",
         ),
         io.Float.Input(
-            "image_weight", default=-1.0, min=-1.0, max=10000.0, step=1.0,
-            tooltip="Weight of the likeness to the original in the loss, for the composition mode mask. -1: as the preset.",
+            "image_weight",
+            default=-1.0,
+            min=-1.0,
+            max=10000.0,
+            step=1.0,
+            tooltip="Weight of the likeness to the original in the loss, for the composition mode mask. -1: as the "
+            "preset.",
         ),
         io.Float.Input(
-            "attention_weight", default=-1.0, min=-1.0, max=10000.0, step=1.0,
+            "attention_weight",
+            default=-1.0,
+            min=-1.0,
+            max=10000.0,
+            step=1.0,
             tooltip="Weight of the self-attention constraint in the loss. 0: none, and faster. -1: as the preset.",
         ),
         io.Int.Input(
-            "attacks", default=0, min=0, max=64,
-            tooltip="Random attacks (crops, JPEG, rotations, ...) per step, which the mark learns to survive. 0: as the preset.",
+            "attacks",
+            default=0,
+            min=0,
+            max=64,
+            tooltip="Random attacks (crops, JPEG, rotations, ...) per step, which the mark learns to survive. 0: as "
+            "the preset.",
         ),
         io.Int.Input(
-            "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            control_after_generate=True,
             tooltip="Draws the attacks. Image number n of a batch uses seed + n.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def marking_settings(preset: str, **widgets: float) -> Settings:
@@ -84,7 +113,8 @@ class OptimizeNoiseNode(io.ComfyNode):
             node_id="ONRW_OptimizeNoise",
             display_name="ONRW Optimize Noise",
             category=CATEGORY,
-            description="Changes the inverted noise, by gradient through sampling, decoding, composition and random attacks, "
+            description="Changes the inverted noise, by gradient through sampling, decoding, composition and random "
+            "attacks, "
             "until the extractor reads the message from the picture.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the inversion was made with."),
@@ -97,14 +127,17 @@ class OptimizeNoiseNode(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="Stands for the prompt of the inversion; required where that used a ControlNet and was loaded "
+                    tooltip="Stands for the prompt of the inversion; required where that used a ControlNet and was "
+                    "loaded "
                     "from a file.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the mark may lie; everywhere without it."),
             ],
             outputs=[
                 WatermarkType.Output("watermark", "watermark", tooltip="For ONRW Constrained Denoise and ONRW Guider."),
-                io.Latent.Output("noise", "noise", tooltip="The marked noise, as it enters a sampler at the inversion's start sigma."),
+                io.Latent.Output(
+                    "noise", "noise", tooltip="The marked noise, as it enters a sampler at the inversion's start sigma."
+                ),
                 io.Image.Output("curves", "curves", tooltip="Message loss and bit accuracy over the iterations."),
                 io.String.Output("report", "report", tooltip="Figures of the optimisation, JSON, one line per image."),
             ],
@@ -170,7 +203,7 @@ def _optimise(
     )
     reader = extractor.load(len(message.bits))
 
-    def work(core_model, autoencoder):  # noqa: ANN001, ANN202
+    def work(core_model, autoencoder):
         check_model(record, core_model)
         height, width = record.latents.shape[-2:]
         factor = autoencoder.factor

@@ -5,9 +5,9 @@ from __future__ import annotations
 import comfy.sd
 from comfy_api.latest import io
 
+from .adapter import ordinary_tensors
 from .adapter.conditioning import CONTENT, WORD
 from .adapter.mini import ONCE
-from .adapter import ordinary_tensors
 from .sockets import CATEGORY
 
 __all__ = ["EncodePromptNode"]
@@ -22,7 +22,8 @@ class EncodePromptNode(io.ComfyNode):
             node_id="ONRW_EncodePrompt",
             display_name="ONRW Encode Prompt",
             category=CATEGORY,
-            description="Encodes a prompt like CLIP Text Encode, and notes which tokens are words, so that the pseudo-mask "
+            description="Encodes a prompt like CLIP Text Encode, and notes which tokens are words, so that the "
+            "pseudo-mask "
             "can follow them. The conditioning works with every stock node.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder, from a checkpoint loader or ONRW Load Mini."),
@@ -39,7 +40,11 @@ class EncodePromptNode(io.ComfyNode):
                     tooltip="A word or phrase of the text that the pseudo-mask should follow; empty for all words.",
                 ),
             ],
-            outputs=[io.Conditioning.Output("conditioning", "conditioning", tooltip="The prompt, for stock nodes and for ONRW.")],
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning", "conditioning", tooltip="The prompt, for stock nodes and for ONRW."
+                )
+            ],
         )
 
     @classmethod

@@ -31,10 +31,13 @@ class WatermarkNode(io.ComfyNode):
             node_id="ONRW_Watermark",
             display_name="ONRW Watermark",
             category=CATEGORY,
-            description="Marks images: inversion, optimisation of the noise, constrained denoising and composition in one "
+            description="Marks images: inversion, optimisation of the noise, constrained denoising and composition "
+            "in one "
             "node. Each image keeps its size.",
             inputs=[
-                io.Model.Input("model", tooltip="A diffusion model: ONRW Load Mini, or an SD1, SD2 or SDXL checkpoint."),
+                io.Model.Input(
+                    "model", tooltip="A diffusion model: ONRW Load Mini, or an SD1, SD2 or SDXL checkpoint."
+                ),
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 io.Image.Input("image", tooltip="The images to mark, at any size."),
                 ExtractorType.Input("extractor", tooltip="Who reads the mark, from ONRW Load Extractor."),
@@ -46,20 +49,25 @@ class WatermarkNode(io.ComfyNode):
                     min=128,
                     max=2048,
                     step=64,
-                    tooltip="Working size: the shorter side, in pixels, at which an image is marked. Larger is more robust and "
+                    tooltip="Working size: the shorter side, in pixels, at which an image is marked. Larger is more "
+                    "robust and "
                     "slower. The mark is brought to the image's own size.",
                 ),
                 io.String.Input("prompt", default="", tooltip="What the image shows, encoded by clip. May be empty."),
                 io.Clip.Input("clip", optional=True, tooltip="Encodes the prompt, where no conditioning is connected."),
                 io.Conditioning.Input("positive", optional=True, tooltip="The prompt, in place of clip and prompt."),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="The empty prompt, in place of clip's. Guidance needs one of the two."
+                    "negative",
+                    optional=True,
+                    tooltip="The empty prompt, in place of clip's. Guidance needs one of the two.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the mark may lie; everywhere without it."),
             ],
             outputs=[
                 io.Image.Output("marked", "marked", tooltip="The marked images."),
-                io.String.Output("report", "report", tooltip="Quality and a reading of each marked image, JSON, one line per image."),
+                io.String.Output(
+                    "report", "report", tooltip="Quality and a reading of each marked image, JSON, one line per image."
+                ),
             ],
         )
 
@@ -128,7 +136,7 @@ def _embed(
     shape = (1, vae.latent_channels, *(side // vae.downscale_ratio for side in padded.shape[-2:]))
     start = progress.done
 
-    def work(core_model, autoencoder):  # noqa: ANN001, ANN202
+    def work(core_model, autoencoder):
         return embed(
             original.to(core_model.device),
             core_model,

@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[1]
 
 def load_pack() -> ModuleType:
     """The pack under a name of its own, as ComfyUI loads it."""
-    spec = importlib.util.spec_from_file_location("a_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "a_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["a_pack"] = module
     spec.loader.exec_module(module)
@@ -58,7 +60,9 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if module.__name__ == "folder_paths":
             module.models_dir = "models"
             module.folder_names_and_paths = {}
-            module.add_model_folder_path = lambda name, path: module.folder_names_and_paths.update({name: ([path], set())})
+            module.add_model_folder_path = lambda name, path: module.folder_names_and_paths.update(
+                {name: ([path], set())}
+            )
             module.get_filename_list = lambda name: ["decoder.safetensors"]
             module.get_input_directory = module.get_output_directory = lambda: "nowhere"
         if module.__name__ == "comfy_api.latest":
@@ -114,7 +118,9 @@ def widget_names(schemas: dict, node: str) -> set[str]:
 
 
 def test_pack_imports_without_comfyui():
-    script = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_pack_contract as t; m = t.load_pack()"
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_pack_contract as t; m = t.load_pack()"
+    )
     script += "; assert not hasattr(m, 'comfy_entrypoint') and 'torch' not in sys.modules"
     run("-c", script)
 

@@ -33,7 +33,9 @@ class ComfyAutoencoder(Autoencoder):
 
     def __init__(self, vae: comfy.sd.VAE, model: BaseModel) -> None:
         if vae.latent_dim != 2 or vae.output_channels != 3 or not isinstance(vae.downscale_ratio, int):
-            raise ValueError("vae: an image VAE is needed (SD1, SD2, SDXL or the embedded one), not one of video or audio")
+            raise ValueError(
+                "vae: an image VAE is needed (SD1, SD2, SDXL or the embedded one), not one of video or audio"
+            )
         if vae.latent_channels != model.latent_format.latent_channels:
             raise ValueError(
                 f"vae: its latents have {vae.latent_channels} channels and the model's have "
@@ -46,7 +48,7 @@ class ComfyAutoencoder(Autoencoder):
         self.factor = vae.downscale_ratio
         self.channels = vae.latent_channels
         self.name = f"{type(self.network).__name__}-{fingerprint(self.network.state_dict())}"
-        # ComfyUI maps the network's output to [0, 1] and clamps; two probes inside [0, 1] give the map without the clamp.
+        # ComfyUI maps the network's output to [0, 1] and clamps; two probes inside give the map without the clamp.
         low, high = (vae.process_output(torch.tensor([value])).item() for value in (0.0, 0.25))
         self.scale, self.offset = (high - low) / 0.25, low
 

@@ -77,7 +77,8 @@ def prepared(inversion: Inversion, positive: list | None = None) -> Inversion:
         prompt = from_comfy(positive, POSITIVE)
     elif inversion.requires_positive and inversion.positive.opaque is None:
         raise ValueError(
-            "positive: this inversion was made with a ControlNet, areas or hooks, which a file cannot hold; connect the "
+            "positive: this inversion was made with a ControlNet, areas or hooks, which a file cannot hold; connect "
+            "the "
             "same conditioning to the input `positive`"
         )
     else:
@@ -90,7 +91,8 @@ def check_model(inversion: Inversion, model: DiffusionModel) -> None:
     """Raise a ValueError unless the inversion was made with this model, LoRAs included."""
     if inversion.model != model.name:
         raise ValueError(
-            f"model: the inversion was made with {inversion.model!r}, and this is {model.name!r}; connect the same model "
+            f"model: the inversion was made with {inversion.model!r}, and this is {model.name!r}; connect the same "
+            "model "
             "with the same LoRAs, or invert again"
         )
 

@@ -156,4 +156,3 @@ class MiniVAE(comfy.sd.VAE):
         self.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * 256
         self.memory_used_decode = lambda shape, dtype: shape[2] * shape[3] * 64 * 256
         self.patcher = ModelPatcher(network, self.device, comfy.model_management.vae_offload_device())
-

@@ -24,6 +24,7 @@ from .conditioning import ComfyConditioning
 
 __all__ = ["ComfyModel"]
 
+
 class ComfyModel(DiffusionModel):
     """The model of a guider that is sampling.
 
@@ -42,7 +43,9 @@ class ComfyModel(DiffusionModel):
         sampling = guider.model_patcher.get_model_object("model_sampling")
         unet = guider.inner_model.diffusion_model
         if isinstance(sampling, CONST):
-            raise ValueError("model: flow models (SD3, Flux, ...) are not supported; use an SD1, SD2 or SDXL checkpoint")
+            raise ValueError(
+                "model: flow models (SD3, Flux, ...) are not supported; use an SD1, SD2 or SDXL checkpoint"
+            )
         if not hasattr(unet, "input_blocks"):
             raise ValueError(f"model: {type(unet).__name__} is not a UNet; use an SD1, SD2 or SDXL checkpoint")
         self.guider = guider
@@ -112,4 +115,3 @@ class ComfyModel(DiffusionModel):
         exchanged = comfy.conds.CONDCrossAttn(conditioning.embeddings.to(self.device))
         prepared = self.guider.conds[conditioning.role]
         return [{**cond, "model_conds": {**cond["model_conds"], "c_crossattn": exchanged}} for cond in prepared]
-

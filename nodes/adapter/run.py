@@ -63,7 +63,8 @@ def run(
         except RuntimeError as error:
             if "inplace operation" in str(error):
                 raise ValueError(
-                    f"model: a patch on it cannot be differentiated ({_patches(model)}); connect the model as it is before "
+                    f"model: a patch on it cannot be differentiated ({_patches(model)}); connect the model as it is "
+                    "before "
                     f"that patch (FreeU is known for this). {error}"
                 ) from error
             raise

@@ -1,8 +1,8 @@
 """Tensors that ComfyUI made in inference mode, made usable by autograd without copying a weight.
 
-ComfyUI runs every node under ``torch.inference_mode``; weights and conditionings made there are inference tensors, which
-autograd refuses to save for the backward pass. An alias of the same storage, made outside inference mode, is an ordinary
-tensor: the weights stay where they are, and stock sampling goes on using them.
+ComfyUI runs every node under ``torch.inference_mode``; weights and conditionings made there are inference tensors,
+which autograd refuses to save for the backward pass. An alias of the same storage, made outside inference mode, is an
+ordinary tensor: the weights stay where they are, and stock sampling goes on using them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def ordinary_tensors(execute: Function) -> Function:
-    """Decorator of a node's `execute`: what it makes, and what the core caches, are ordinary tensors without gradient."""
+    """Decorator of a node's `execute`: what it makes, and what the core caches, are ordinary tensors."""
 
     @functools.wraps(execute)
     def outside_inference_mode(*args: Any, **kwargs: Any) -> Any:

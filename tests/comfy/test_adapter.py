@@ -116,7 +116,9 @@ def test_a_lora_and_a_controlnet_change_the_prediction(checkpoint, with_lora, pr
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
 
     def predict(model, prompt):
-        return adapter.run(model, None, prompt, null, SHAPE, lambda network, _: network.denoise(x, SIGMA, [prompt])[0][0])
+        return adapter.run(
+            model, None, prompt, null, SHAPE, lambda network, _: network.denoise(x, SIGMA, [prompt])[0][0]
+        )
 
     plain = predict(checkpoint[0], said)
     assert not torch.allclose(predict(with_lora, said), plain, atol=1e-3)

@@ -34,7 +34,10 @@ def without_meta(prompt):
     """Classes and inputs; the page also sends the text box that PreviewAny shows its result in."""
     unsent = {"PreviewAny": {"preview"}}
     return {
-        key: (node["class_type"], {k: v for k, v in node["inputs"].items() if k not in unsent.get(node["class_type"], ())})
+        key: (
+            node["class_type"],
+            {k: v for k, v in node["inputs"].items() if k not in unsent.get(node["class_type"], ())},
+        )
         for key, node in prompt.items()
     }
 

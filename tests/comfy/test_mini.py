@@ -31,7 +31,9 @@ def test_same_prediction_as_the_library(mini, library, stock):
 
 
 def test_same_sigmas_as_the_library(mini, library):
-    torch.testing.assert_close(mini[0].get_model_object("model_sampling").sigmas, library.model.sigmas, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        mini[0].get_model_object("model_sampling").sigmas, library.model.sigmas, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_prompt_weights(mini, stock):
@@ -70,6 +72,8 @@ def test_latent_preview_has_the_colours_of_the_picture(mini, stock):
     with torch.inference_mode():
         latent = model.model.process_latent_in(stock.VAEEncode().encode(vae, image)[0]["samples"])
     form = model.model.latent_format
-    shown = latent[0].movedim(0, -1) @ torch.tensor(form.latent_rgb_factors) + torch.tensor(form.latent_rgb_factors_bias)
+    shown = latent[0].movedim(0, -1) @ torch.tensor(form.latent_rgb_factors) + torch.tensor(
+        form.latent_rgb_factors_bias
+    )
     small = torch.nn.functional.avg_pool2d(image.movedim(-1, 1), 8)[0].movedim(0, -1)
     assert (shown / 2 + 0.5 - small).abs().mean() < 0.08

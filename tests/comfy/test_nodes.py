@@ -316,7 +316,8 @@ def test_attacks(nodes, image):
     turned = nodes.Attack(image=image, attack="rotation", default_strength=False, strength=90.0, seed=0)[0]
     assert turned.shape == image.shape
     noisy = [
-        nodes.Attack(image=image, attack="noise", default_strength=True, strength=0.0, seed=seed)[0] for seed in (0, 0, 1)
+        nodes.Attack(image=image, attack="noise", default_strength=True, strength=0.0, seed=seed)[0]
+        for seed in (0, 0, 1)
     ]
     assert torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[2])
     check = nodes.classes["Attack"].validate_inputs
@@ -324,7 +325,9 @@ def test_attacks(nodes, image):
     assert "out of range" in check(attack="jpeg", default_strength=False, strength=500.0)
 
 
-def test_wrong_partners_are_errors_that_say_so(nodes, mini, checkpoint, watermark, image, inversion, extractor, message):
+def test_wrong_partners_are_errors_that_say_so(
+    nodes, mini, checkpoint, watermark, image, inversion, extractor, message
+):
     with pytest.raises(ValueError, match="model: the inversion was made with"):
         denoise(nodes, (checkpoint[0], None, checkpoint[2]), watermark[0], image[:1])
     with pytest.raises(ValueError, match="another shape"):

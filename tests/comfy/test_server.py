@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import websocket
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,8 @@ def test_same_inputs_are_cached_and_other_seeds_are_not(server, tools):
     prompt = workflow("1_watermark_a_photo")
     number = tools.titled(prompt, "Watermark")
     prompt[number]["inputs"] |= {"size": 128, "iterations": 1}
+    for title in ("Read it back", "What was read"):  # a search, after a mark of one iteration
+        del prompt[tools.titled(prompt, title)]
 
     def ran(prompt):
         entry = server.run(prompt)
@@ -269,6 +272,29 @@ def test_cancel_stops_within_an_iteration(server, tools):
     entry = server.wait(prompt_id)
     assert time.monotonic() - start < 15
     assert tools.failure(entry)["kind"] == "execution_interrupted"
+
+
+def test_previews_are_sent_while_a_node_works(server, tools):
+    prompt = workflow("1_watermark_a_photo")
+    number = tools.titled(prompt, "Watermark")
+    prompt[number]["inputs"] |= {"size": 128, "iterations": 3, "seed": 1234}
+    address = server.url.replace("http", "ws")
+    page = websocket.create_connection(f"{address}/ws?clientId=watcher", timeout=60)
+    server.post("/prompt", {"prompt": prompt, "client_id": "watcher"})
+    pictures, steps = 0, []
+    while True:
+        message = page.recv()
+        if isinstance(message, bytes):
+            pictures += 1
+            continue
+        message = json.loads(message)
+        if message["type"] == "progress" and message["data"]["node"] == number:
+            steps.append(message["data"]["value"])
+        if message["type"] in ("execution_success", "execution_error"):
+            break
+    page.close()
+    assert message["type"] == "execution_success"
+    assert pictures >= 3 and steps == sorted(steps) and len(set(steps)) >= 3
 
 
 def node_errors(answer):

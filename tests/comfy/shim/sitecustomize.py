@@ -1,9 +1,9 @@
 """Lets torchvision import beside a CPU-only torch (test environments only).
 
 The torchvision wheel of the package index wants CUDA's libraries; on a CPU-only torch its operators do not register and
-``import torchvision`` fails with "operator torchvision::nms does not exist". ComfyUI imports torchvision without need of
-the operators, so declaring their schemas is enough. Put this directory on PYTHONPATH of a process, or import this module
-before torchvision: the declaration happens when torchvision is imported, and torch is not loaded earlier than that.
+``import torchvision`` fails with "operator torchvision::nms does not exist". ComfyUI imports torchvision without need
+of the operators, so declaring their schemas is enough. Put this directory on PYTHONPATH of a process, or import this
+module before torchvision: the declaration happens when torchvision is imported, and torch is not loaded earlier.
 """
 
 import importlib.abc
