@@ -33,6 +33,7 @@ LAYOUT = """
     const node = LiteGraph.createNode(one.type);
     graph.add(node);
     node.mode = 2;
+    one.values.forEach((value, index) => { node.widgets[index].value = value; });
     meta[String(node.id)] = one;
   }
   const groups = [...new Set(Object.values(meta).map(m => m.group))];
@@ -126,7 +127,12 @@ FIT = """
 """
 MUTED = {
     "3_sampler_graph": [
-        {"type": "ONRW_LoadInversion", "title": "A saved inversion (unmute)", "group": "Invert and optimise"}
+        {
+            "type": "ONRW_LoadInversion",
+            "title": "A saved inversion (unmute)",
+            "group": "Invert and optimise",
+            "values": ["onrw/inversion_00001_.safetensors [output]"],
+        }
     ]
 }
 
