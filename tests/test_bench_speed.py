@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from onrw_core.attacks import ATTACKS, attack, training_mix
-from onrw_core.bench import published, speed
+from onrw_core.bench import published, speed, trial
 from onrw_core.bench.memory import peak_memory
 from onrw_core.bench.published import published_loop
 from onrw_core.bench.stopwatch import PARTS, Stopwatch, TimedAutoencoder, TimedExtractor, TimedModel
@@ -193,7 +193,7 @@ def command(tmp_path, monkeypatch, image):
         Image.fromarray(levels).save(tmp_path / f"{name}.png")
     monkeypatch.setattr(speed, "load_model", lambda name: Loaded(Attentive(), Blocks(), lambda text: PROMPT))
     monkeypatch.setattr(speed, "load_extractor", lambda *_: Stripes())
-    monkeypatch.setattr(speed, "training_mix", lambda: training_mix(["jpeg", "noise", "blur"]))
+    monkeypatch.setattr(trial, "training_mix", lambda: training_mix(["jpeg", "noise", "blur"]))
 
     def call(*more):
         parser = argparse.ArgumentParser()

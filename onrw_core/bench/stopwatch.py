@@ -26,14 +26,7 @@ from ..model import AttentionControl, AttentionMaps, Autoencoder, Conditioning, 
 
 __all__ = ["PARTS", "Stopwatch", "TimedAutoencoder", "TimedExtractor", "TimedModel"]
 
-UNET, VAE, EXTRACTOR, ATTACK, ATTENTION, OPTIMISER = (
-    "UNet",
-    "VAE",
-    "extractor",
-    "attacks",
-    "attention",
-    "optimiser",
-)
+UNET, VAE, EXTRACTOR, ATTACK, OPTIMISER = "UNet", "VAE", "extractor", "attacks", "optimiser"
 AGAIN, REST = "recomputation", "rest"
 PARTS = (UNET, VAE, EXTRACTOR, ATTACK, OPTIMISER, AGAIN, REST)
 
