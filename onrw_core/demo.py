@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .commands.common import number, progress, say
+from .commands.common import number, p_value, progress, say
 from .commands.embed import PRESETS
-from .commands.extract import p_value
 from .commands.models import add_model, load_model
+from .files import atomic_write
 from .keys import Key
 
 if TYPE_CHECKING:
@@ -92,21 +92,22 @@ def run(arguments: argparse.Namespace) -> int:
     from .extractors.keyed import KeyedExtractor
     from .message import decode, encode_id
     from .optimise import PRESETS as SETTINGS
+    from .rounding import round_8bit
 
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     key_file = folder / "demo.key"
     if not key_file.exists():
+        if any(folder.iterdir()):
+            raise ValueError(f"folder {folder}: holds other files, and no demo; name a new one by -o DIR")
         Key.new().save(key_file)
     key = Key.load(key_file)
     message, extractor = encode_id(ID, key), KeyedExtractor(key)
 
     original = images.load(PHOTO).rgb
     if arguments.size != original.shape[-1]:
-        original = F.interpolate(original[None], size=2 * [arguments.size], mode="bicubic", antialias=True)[0].clamp(
-            0, 1
-        )
-        original = (original * 255).round() / 255
+        smaller = F.interpolate(original[None], size=2 * [arguments.size], mode="bicubic", antialias=True)
+        original = round_8bit(smaller)[0]
     images.save(folder / "original.png", original, overwrite=True)
 
     loaded = load_model(arguments.model)
@@ -146,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
         attacked.append(outcome(title, text, image, extractor, key, ID))
     other = Key.new()
     controls = [
-        outcome("the unmarked photo", "none", original, extractor, key, None),
+        outcome("the unmarked photo", "identity", original, extractor, key, None),
         outcome("a wrong key", "identity", marked_image, KeyedExtractor(other), other, None),
     ]
 
@@ -155,9 +156,11 @@ def run(arguments: argparse.Namespace) -> int:
         {"title": o.title, "attack": o.attack, "detected": o.detected, "log10_p": round(o.log10_p, 2), "id": o.id}
         for o in attacked + controls
     ]
-    (folder / "readings.json").write_text(json.dumps({**figures, "id": ID, "readings": lines}, indent=1) + "\n")
+    with atomic_write(folder / "readings.json") as file:
+        file.write((json.dumps({**figures, "id": ID, "readings": lines}, indent=1) + "\n").encode())
     quality = f"{marked.psnr:.1f} dB, SSIM {marked.ssim:.3f}"
-    overview(original, marked_image, quality, attacked, controls).save(folder / "overview.png")
+    with atomic_write(folder / "overview.png") as file:
+        overview(original, marked_image, quality, attacked, controls).save(file, "PNG")
     right = sum(o.right for o in attacked + controls)
     say(f"{right} of {len(attacked + controls)} readings right; see {folder / 'overview.png'}")
     return 0
@@ -222,7 +225,9 @@ def _fitted(image: Tensor, side: int) -> Image:
     """A picture within a light square."""
     from PIL import Image
 
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    from .rounding import LEVELS
+
+    pixels = (image.clamp(0, 1) * LEVELS).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels)
     scale = side / max(picture.size)
     picture = picture.resize([max(1, round(length * scale)) for length in picture.size], Image.Resampling.LANCZOS)

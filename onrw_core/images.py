@@ -22,7 +22,7 @@ from torch import Tensor
 from .files import atomic_write
 from .rounding import LEVELS
 
-__all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "ImageError", "Picture", "load", "save"]
+__all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "ImageError", "Picture", "check_alpha", "load", "save"]
 
 MIN_SIDE = 64
 MAX_PIXELS = 100_000_000
@@ -91,19 +91,23 @@ def load(path: str | os.PathLike) -> Picture:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file, warnings.catch_warnings():
-            # Pillow's own warning about size; the limit here is stricter and an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of sizes and of broken metadata; what matters of it is an error here.
+            warnings.simplefilter("ignore")
             if size == 0:
                 raise ImageError(f"{path}: is empty")
             with Image.open(file) as image:
                 _check(path, image)
                 return _decode(path, image)
+    except (ImageError, MemoryError):
+        raise
     except Image.DecompressionBombError:
         raise ImageError(_too_large(path)) from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: is not a picture, or of an unknown format; convert it to PNG or JPEG") from None
     except PermissionError:
         raise ImageError(f"{path}: cannot be read; check its permissions") from None
+    except Exception as error:  # decoders meet broken files with whatever comes: OSError, TypeError, struct.error
+        raise ImageError(f"{path}: is damaged or truncated ({error}); get the file again") from error
 
 
 def save(
@@ -144,6 +148,21 @@ def save(
         raise ImageError(f"{path}: cannot be written ({error})") from error
 
 
+def check_alpha(path: str | os.PathLike, like: Picture) -> None:
+    """Refuse a result whose format would lose the transparency of `like`; alpha that is opaque everywhere may go.
+
+    Args:
+        path: The result, its suffix one of `FORMATS`.
+        like: Where alpha comes from.
+
+    Raises:
+        ImageError: See above.
+    """
+    kind = FORMATS[Path(path).suffix.lower()]
+    if kind in NO_ALPHA and like.alpha is not None and like.alpha.min() < 1:
+        raise ImageError(f"{path}: {kind} cannot hold the transparency of the input; write PNG, WebP or TIFF")
+
+
 def _check(path: Path, image: Image.Image) -> None:
     """Refuse by the header what is not to be decoded."""
     width, height = image.size
@@ -174,16 +193,11 @@ def _deep(image: Image.Image) -> bool:
 
 def _decode(path: Path, image: Image.Image) -> Picture:
     kind, mode = image.format or "", image.mode
-    try:
-        text = dict(image.text) if kind == "PNG" else {}  # reads the file to its end: there is text after the pixels
-        image.load()
-        if kind == "TIFF":
-            image.info["exif"] = _tiff_exif(image)
-        upright = ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Decoders meet broken files with whatever comes: OSError, SyntaxError, struct.error
-        raise ImageError(f"{path}: is damaged or truncated ({error}); get the file again") from error
+    text = dict(image.text) if kind == "PNG" else {}  # reads the file to its end: there is text after the pixels
+    image.load()
+    if kind == "TIFF":
+        image.info["exif"] = _tiff_exif(image)
+    upright = ImageOps.exif_transpose(image)
     info = {key: upright.info[key] for key in ("exif", "xmp", "icc_profile", "comment") if upright.info.get(key)}
     if text:
         info["text"] = text
@@ -228,11 +242,10 @@ def _tiff_exif(image: Image.Image) -> bytes:
 def _encode(path: Path, kind: str, rgb: Tensor, like: Picture | None) -> Image.Image:
     if rgb.dim() != 3 or len(rgb) != 3:
         raise ImageError(f"{path}: expected colours of shape (3, H, W), got {tuple(rgb.shape)}")
-    alpha = None if like is None else like.alpha
-    if alpha is not None and kind in NO_ALPHA:
-        if alpha.min() < 1:
-            raise ImageError(f"{path}: {kind} cannot hold the transparency of the input; write PNG, WebP or TIFF")
-        alpha = None
+    alpha = None
+    if like is not None:
+        check_alpha(path, like)
+        alpha = None if kind in NO_ALPHA else like.alpha
     if alpha is not None and alpha.shape[-2:] != rgb.shape[-2:]:
         raise ImageError(f"{path}: alpha of {tuple(alpha.shape[-2:])} pixels does not fit {tuple(rgb.shape[-2:])}")
     channels = rgb.detach().cpu() if alpha is None else torch.cat([rgb.detach().cpu(), alpha])

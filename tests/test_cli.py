@@ -226,9 +226,18 @@ def test_other_kinds_of_picture_are_taken(onrw, tmp_path):
 
 
 def test_alpha_that_the_output_cannot_hold(onrw, tmp_path):
-    Image.open(photo("rgb.png")).convert("RGBA").save("alpha.png")
+    picture = Image.open(photo("rgb.png")).convert("RGBA")
+    picture.save("opaque.png")
+    picture.putalpha(128)
+    picture.save("alpha.png")
     code, _, err = onrw("embed", "alpha.png", "-o", "marked.jpg", "--key", "my.key")
-    assert code == 2 and "alpha channel" in err and not (tmp_path / "marked.jpg").exists()
+    assert code == 2 and "alpha.png" in err and "transparency" in err and not (tmp_path / "marked.jpg").exists()
+    assert onrw("embed", "opaque.png", "-o", "marked.jpg", "--key", "my.key")[0] == 0
+
+
+def test_json_stays_json(capsys):
+    common.json_line(psnr=float("inf"), bits="01", seconds=0.5)
+    assert json.loads(capsys.readouterr().out) == {"psnr": None, "bits": "01", "seconds": 0.5}
 
 
 def test_batch_with_a_bad_file(onrw, tmp_path):

@@ -44,6 +44,13 @@ def test_the_key_is_kept(tmp_path, monkeypatch):
     assert Key.load(tmp_path / "demo.key") == before
 
 
+def test_files_of_others_are_left_alone(tmp_path, capsys):
+    (tmp_path / "marked.png").write_bytes(b"mine")
+    assert cli.main(["demo", "-o", str(tmp_path)]) == 2
+    assert "other files" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+
+
 @pytest.mark.parametrize("text", [text for _, text in demo.ATTACKS])
 def test_attacks_exist(text):
     assert parse(text)(torch.rand(1, 3, 96, 96)).images.ndim == 4

@@ -192,6 +192,19 @@ def test_missing_files_and_folders(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp", ".gif"])
+def test_no_part_of_a_file_is_more_than_a_named_error(tmp_path, suffix):
+    whole, part = tmp_path / f"whole{suffix}", tmp_path / f"part{suffix}"
+    Image.fromarray(pixels()).save(whole)
+    data = whole.read_bytes()
+    for size in {*range(1, 400, 7), *range(400, len(data), len(data) // 20)}:
+        part.write_bytes(data[:size])
+        try:
+            load(part)  # what is missing may be no more than the end of the metadata
+        except ImageError as error:
+            assert str(part) in str(error)
+
+
 # ---- writing
 
 
@@ -253,6 +266,9 @@ def test_jpeg_refuses_transparency_and_drops_opaque_alpha(tmp_path):
         save(tmp_path / "a.jpg", colours(), like=see_through)
     save(tmp_path / "a.jpg", colours(), like=Picture(colours(), torch.ones(1, 80, 100)))
     assert load(tmp_path / "a.jpg").alpha is None
+    with pytest.raises(ImageError, match="cannot hold the transparency"):
+        images.check_alpha(tmp_path / "a.bmp", see_through)
+    images.check_alpha(tmp_path / "a.png", see_through)
 
 
 def test_existing_files_are_not_overwritten_unasked(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ __all__ = [
     "progress",
     "plan",
     "number",
+    "p_value",
     "run_batch",
     "say",
 ]
@@ -157,8 +159,16 @@ def progress(label: str) -> Iterator[Callable[[State], None]]:
 
 
 def json_line(**fields) -> None:
-    """One JSON object on a line of its own."""
-    print(json.dumps(fields, ensure_ascii=False), flush=True)
+    """One JSON object on a line of its own; what is not finite, such as the PSNR of equal pictures, is null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
+    }
+    print(json.dumps(finite, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def p_value(log10_p: float) -> str:
+    """A p-value in words: "p = 0.31" or "p = 1e-12"."""
+    return f"p = {10**log10_p:.2g}" if log10_p > -3 else f"p = 1e{log10_p:.0f}"
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_key, add_overwrite, json_line, load_key, number, plan, progress, run_batch, say
+from .common import add_key, add_overwrite, json_line, load_key, number, p_value, plan, progress, run_batch, say
 from .models import add_model, load_model
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     def mark(job: tuple[Path, Path]) -> None:
         source, result = job
         picture = images.load(source)
-        if picture.alpha is not None and images.FORMATS[result.suffix.lower()] in images.NO_ALPHA:
-            raise ValueError(f"{source}: has an alpha channel, which {result} cannot hold; write a PNG")
+        images.check_alpha(result, picture)  # before the work
         message = given or random_id(key)
         extractor = KeyedExtractor(key, len(message.bits))
         with progress(source.name) as show:
@@ -140,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
             say(
                 f"{source} -> {result}: {shown}bits {bits}, {marked.psnr:.2f} dB, SSIM {marked.ssim:.4f}, "
                 f"{marked.iterations} iterations, {marked.seconds:.0f} s, "
-                f"{'read back' if reading.detected else 'NOT read back'} (p = 1e{reading.log10_p:.0f})"
+                f"{'read back' if reading.detected else 'NOT read back'} ({p_value(reading.log10_p)})"
             )
 
     return run_batch(jobs, mark, name=lambda job: job[0])

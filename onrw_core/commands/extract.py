@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_key, expand, json_line, load_key, run_batch, say
+from .common import add_key, expand, json_line, load_key, p_value, run_batch, say
 from .lookup import find, line
 
 if TYPE_CHECKING:
     from ..detection import Reading
 
-__all__ = ["add_arguments", "p_value", "run"]
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,11 +87,6 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"  expected: {found}{chance}")
 
     return run_batch(files, read, name=lambda file: file)
-
-
-def p_value(log10_p: float) -> str:
-    """A p-value in words: "p = 0.31" or "p = 1e-12"."""
-    return f"p = {10**log10_p:.2g}" if log10_p > -3 else f"p = 1e{log10_p:.0f}"
 
 
 def _sentence(reading: Reading, message, bits) -> str:
