@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from .files import atomic_write
 from .model import Conditioning
 
 __all__ = ["FORMAT", "VERSION", "Inversion"]
@@ -91,7 +91,6 @@ class Inversion:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file; an existing one is replaced only when the new one is complete."""
-        path = Path(path)
         tensors = {"latents": self.latents, "sigmas": self.sigmas, "null_embeddings": self.null_embeddings}
         header: dict = {
             "guidance": self.guidance,
@@ -108,14 +107,8 @@ class Inversion:
             header[name] = {"content": conditioning.content, "word": conditioning.word}
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items() if t is not None}
         metadata = {"format": FORMAT, "version": str(VERSION), "inversion": json.dumps(header)}
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic_write(path) as file:
+            file.write(save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Inversion:

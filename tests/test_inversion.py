@@ -211,7 +211,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("onrw_core.trajectory.save_file", fail)
+    monkeypatch.setattr("onrw_core.trajectory.save", fail)
     with pytest.raises(OSError, match="disk full"):
         inversion.save(tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == before

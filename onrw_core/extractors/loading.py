@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from ..files import atomic_write
 from ..keys import Key
 from .base import Extractor
 from .errors import ExtractorError
@@ -113,14 +114,11 @@ def convert(
         "source": path.name,
         "sha256": "" if name == "rivagan" else hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        save_file({k: v.contiguous() for k, v in state.items()}, temporary, metadata=metadata)
-        os.replace(temporary, target)
+        with atomic_write(target) as file:
+            file.write(save({k: v.contiguous() for k, v in state.items()}, metadata=metadata))
     except OSError as error:
         raise ExtractorError(f"{target}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 
