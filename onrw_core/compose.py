@@ -1,11 +1,13 @@
 """From what the decoder gives to the marked picture.
 
-- "residual": ``original + s * mask * visibility * (decode(z_w) - decode(z_0))``. The autoencoder's reconstruction error
-  cancels, so s can meet any target PSNR, and the residual can be resized onto an original of any size.
+- "residual": ``original + s * mask * shaped(decode(z_w) - decode(z_0))``. The autoencoder's reconstruction error
+  cancels, so s can meet any target PSNR, and the residual can be resized onto an original of any size. Shaping takes
+  off what is coarser than texture, divides by the local strength, with peaks compressed, and multiplies by the
+  visibility map: the decoder says what the residual looks like, and the map alone how strong it is where.
 - "mask": ``mask * decode(z_w) + (1 - mask) * original``, as in the ONRW paper. PSNR is what the autoencoder leaves.
 
 `Composer` does it at the working size inside the optimisation, differentiably; `compose` makes the final picture at the
-original's size. The visibility map belongs to the working size in both, so that what was optimised is what is made.
+original's size. The shaping belongs to the working size in both, so that what was optimised is what is made.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Composition:
     Attributes:
         image: (1, 3, H, W) in [0, 1], rounded to 8 bit.
         residual: What was added to the original, (1, 3, H, W).
-        scale: Factor s of the shaped residual (1 in mode "mask").
+        scale: Factor s of the shaped residual; 1 in mode "mask", 0 if there was nothing to add.
         psnr: dB, weighted by the mask where there is one; infinite if nothing was added.
         psnr_image: dB, over the whole picture.
     """
@@ -82,7 +84,7 @@ class Composer:
             mode: "residual" or "mask".
             mask: (1, 1, h, w) in [0, 1], any size: where the mark may lie; None for everywhere.
             target_psnr: In dB, inside the mask.
-            visibility: Weigh the residual by `visibility.visibility`.
+            visibility: Shape the residual by `visibility.visibility`; if not, it is only scaled.
             luma_only: Use only the residual's luminance, the same in all colours.
 
         Raises:
@@ -104,8 +106,8 @@ class Composer:
         return round_8bit(self.original + self.scale(residual) * residual, straight_clamp=True)
 
     def shaped(self, residual: Tensor) -> Tensor:
-        """The residual under visibility and mask, before scaling."""
-        return _masked(_weighted(residual, self.weight, self.luma_only), self.mask)
+        """The residual levelled, under visibility and mask, before scaling."""
+        return _masked(_shaped(residual, self.weight, self.luma_only), self.mask)
 
     def scale(self, shaped: Tensor) -> Tensor:
         """Factor that brings a shaped residual to the target PSNR, rounding counted; a scalar tensor."""
@@ -137,7 +139,8 @@ def compose(
         mask: (1, 1, any, any) in [0, 1]: where the mark may lie; None for everywhere.
         target_psnr: In dB, after clamping and rounding, inside the mask; met within 0.02 dB in mode "residual" wherever
             the picture has room for it.
-        visibility: Weigh the residual by `visibility.visibility` of the original at the size of `decoded`.
+        visibility: Shape the residual by `visibility.visibility` of the original at the size of `decoded`; if not, it
+            is only scaled.
         luma_only: Use only the residual's luminance, the same in all colours.
 
     Raises:
@@ -158,7 +161,7 @@ def compose(
         else:
             working = _resized(original, decoded.shape[-2:]).clamp(0, 1)
             weight = visibility_map(working, target_psnr) if visibility else None
-            residual = _weighted(decoded - decoded_original, weight, luma_only)
+            residual = _shaped(decoded - decoded_original, weight, luma_only)
             image, scale = _scaled_to(original, _masked(_resized(residual, size), mask), target_psnr, mask)
         return Composition(image, image - original, scale, psnr(image, original, mask), psnr(image, original))
 
@@ -208,14 +211,15 @@ def _resized(images: Tensor, size: torch.Size, mode: str = "bicubic") -> Tensor:
     return F.interpolate(images, size=tuple(size), mode=mode, antialias=True, align_corners=False)
 
 
-def _weighted(residual: Tensor, weight: Tensor | None, luma_only: bool) -> Tensor:
+def _shaped(residual: Tensor, weight: Tensor | None, luma_only: bool) -> Tensor:
+    """The residual as the visibility map `weight` wants it, see the module; without a map as it is."""
     if luma_only:
         residual = luminance(residual).expand_as(residual)
     return residual if weight is None else weight * _levelled(residual - _neighbourhood(residual, MEAN_SIGMA))
 
 
 def _levelled(residual: Tensor) -> Tensor:
-    """The residual divided by its local strength, so that the visibility map alone says how strong it is where.
+    """The residual divided by its local strength, its peaks compressed; the visibility map says how strong it is where.
 
     Readers divide by local contrast, so an optimiser puts all it has into flat areas, where the eye sees it best;
     a weight that it can work against would not hold it.
@@ -225,6 +229,7 @@ def _levelled(residual: Tensor) -> Tensor:
 
 
 def _unit(residual: Tensor) -> Tensor:
+    """The residual with a local root mean square of 1."""
     local = _neighbourhood(residual.square().mean(1, keepdim=True), LEVEL_SIGMA)
     return residual * torch.rsqrt(local + LEVEL_FLOOR)
 

@@ -100,7 +100,6 @@ def invert(
         raise ValueError(f"at is {at!r}; choose one of {', '.join(CONVENTIONS)}")
     if method == "null-text" and null is None:
         raise ValueError("null-text inversion optimises an unconditional embedding; give null, or use method 'ddim'")
-    prediction = getattr(model, "prediction", "flow" if model.flow else "eps")
     sigmas = schedule(model.sigmas, steps, start_sigma).to(latent.device)
     if method == "negative-prompt":
         null = positive
@@ -114,7 +113,7 @@ def invert(
     pivots = [latent.float()]
     for i in range(steps):
         source, target = sigmas[steps - i], sigmas[steps - i - 1]
-        x, loss = inverse_step(plain, pivots[-1], source, target, at=at, prediction=prediction), None
+        x, loss = inverse_step(plain, pivots[-1], source, target, at=at, prediction=model.prediction), None
         if method == "fixed-point":
             x, loss = _retraced(guided, pivots[-1], x, source, target, inner_steps)
         pivots.append(x)

@@ -78,11 +78,13 @@ class DiffusionModel(ABC):
         name: Identifies the model in records (family and a fingerprint of its weights).
         sigmas: The training noise levels, ascending, shape (T,), float32 on the CPU.
         flow: Whether ``x = (1 - sigma) * x0 + sigma * eps``.
+        prediction: What the network puts out, "eps", "v" or "flow"; only inversion in the target convention asks.
     """
 
     name: str
     sigmas: Tensor
     flow: bool = False
+    prediction: str = "eps"
 
     @abstractmethod
     def denoise(

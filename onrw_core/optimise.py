@@ -6,7 +6,8 @@ the decoder, the composition with the original, random attacks and the frozen ex
     loss = w_message * message loss + w_image * MSE(decoded, original) + w_attention * self-attention MSE
 
 `delta` lives in the latent's unit-variance scale and has no weight decay. With residual composition the picture is
-always scaled to the target PSNR, so that the message is optimised at the very quality that is asked for.
+always scaled to the target PSNR, so that the message is optimised at the very quality that is asked for, and there is
+no image loss; that is for mask composition, where the quality is what the loss makes of it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .metrics import psnr
 from .model import Autoencoder, DiffusionModel
 from .trajectory import Inversion
 
-__all__ = ["PRESETS", "Settings", "State", "Watermark", "optimise"]
+__all__ = ["PRESETS", "Settings", "State", "Watermark", "combined_mask", "optimise"]
 
 
 # With the gradient brought to unit root mean square and an epsilon of its size, AdamW steps along the gradient rather
@@ -48,7 +49,7 @@ class Settings:
         iterations: Optimisation steps at most.
         learning_rate: Of AdamW, in the latent's unit-variance scale; falls to a tenth along a cosine.
         message_weight: Of the extractor's loss.
-        image_weight: Of the mean squared error between decoded and original picture (mask composition).
+        image_weight: Of the mean squared error between decoded and original picture, in mask composition alone.
         attention_weight: Of the self-attention constraint; at 0 no map is recorded.
         attacks: Random attacks per iteration, all on the same decoded picture.
         target_psnr: In dB, of the composed picture.
@@ -89,6 +90,11 @@ class Settings:
         if self.start_sigma <= 0 or self.learning_rate <= 0:
             raise ValueError("start_sigma and learning_rate must be positive")
 
+    @property
+    def constraint(self) -> Constraint:
+        """What the original branch is recorded for; injected maps need no loss beside them."""
+        return Constraint(self.attention_weight > 0 and not self.inject, self.inject, self.mask)
+
     def with_(self, **changes) -> Settings:
         """The same settings with some replaced; None keeps what is there."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
@@ -121,7 +127,7 @@ class Watermark:
         mask: Where the change may lie, (1, 1, H, W) in [0, 1]; None for everywhere.
         bits: The message, (k,).
         settings: How it was made.
-        report: Figures of the optimisation: iterations, losses, bit accuracy, PSNR at working size.
+        report: Figures of the optimisation: "iterations", and "history" with the losses, bit accuracy and PSNR of each.
     """
 
     inversion: Inversion
@@ -142,7 +148,7 @@ class State:
         loss: Weighted total.
         message_loss, image_loss, attention_loss: The terms, unweighted.
         bit_accuracy: Mean over this iteration's attacks.
-        psnr: Of the composed picture, in dB.
+        psnr: Of the composed picture at working size, in dB, over the whole of it.
         image: The marked picture so far, (1, 3, H, W), detached.
         watermark: On the last iteration, the result.
     """
@@ -198,8 +204,7 @@ def optimise(
             f"the message has {bits.numel()} bits and the extractor {extractor.name!r} reads {extractor.num_bits}"
         )
     if original is None:
-        constraint = Constraint(settings.attention_weight > 0 and not settings.inject, settings.inject, settings.mask)
-        original = original_branch(model, autoencoder, inversion, constraint)
+        original = original_branch(model, autoencoder, inversion, settings.constraint)
     height, width = image.shape[-2:]
     if height > original.decoded.shape[-2] or width > original.decoded.shape[-1]:
         raise ValueError(

@@ -1,4 +1,7 @@
-"""The whole job in two verbs: `embed` a message into a picture, `extract` it from a picture alone."""
+"""Marking from one end to the other: invert, optimise, denoise, compose.
+
+Reading is the extractor's own affair (`KeyedExtractor.read`): it needs the picture alone.
+"""
 
 from __future__ import annotations
 
@@ -172,8 +175,7 @@ def embed(
     start = time.perf_counter()
     working, padded = working_image(image, size)
     inversion = _invert(model, autoencoder, padded, positive, null, settings)
-    constraint = Constraint(settings.attention_weight > 0 and not settings.inject, settings.inject, settings.mask)
-    original = original_branch(model, autoencoder, inversion, constraint)
+    original = original_branch(model, autoencoder, inversion, settings.constraint)
     state = None
     for state in optimise(
         model,
