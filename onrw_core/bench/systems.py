@@ -119,9 +119,7 @@ class Onrw(System):
         start = time.perf_counter()
         if isinstance(self.extractor, KeyedExtractor):
             reading = self.extractor.read(image)
-            logits = reading.logits
-            if not reading.detected:  # then the number of bits is a guess as well; judge a mark of the marked length
-                logits = self.extractor.carriers.payload[: self.num_bits].to(reading.tile) @ reading.tile
+            logits = reading.logits if reading.detected else self.extractor.guess(reading)
             seconds = time.perf_counter() - start
             return Outcome((logits > 0).long(), logits, reading.log10_p, seconds)
         with torch.no_grad():

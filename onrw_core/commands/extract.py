@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .common import add_key, expand, json_line, load_key, p_value, run_batch, say
-from .lookup import find, line
+from .lookup import line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..detection import Reading
+    from ..message import Decoded
 
 __all__ = ["add_arguments", "run"]
 
@@ -50,14 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     def read(file: Path) -> None:
         reading = extractor.read(images.load(file).rgb, fpr=arguments.fpr)
-        bits, message = _best_guess(reading, extractor), Decoded()
         if reading.detected:
             bits, message = reading.bits, decode(reading.logits, key)
+        else:  # a best guess, and as many bits as were asked for: their number is a guess as well
+            bits, message = (extractor.guess(reading) > 0).long(), Decoded()
         match = None
         if expected is not None and len(bits) == len(expected):
             equal = (bits == expected).double().mean().item()
             match = {"bit_accuracy": round(equal, 4), "log10_p": round(match_log10_p(bits, expected), 2)}
-        entries = find(registry, message.id) if registry and message.id else []
+        entries = registry.lookup(message.id) if registry and message.id else []
         if arguments.json:
             json_line(
                 input=str(file),
@@ -89,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     return run_batch(files, read, name=lambda file: file)
 
 
-def _sentence(reading: Reading, message, bits) -> str:
+def _sentence(reading: Reading, message: Decoded, bits: Tensor) -> str:
     if not reading.detected:
         return f"nothing found ({p_value(reading.log10_p)})"
     if message.kind:
@@ -103,12 +107,6 @@ def _sentence(reading: Reading, message, bits) -> str:
         f"marked ({p_value(reading.log10_p)}), {found}; rotation {reading.rotation:.1f} degrees, "
         f"scale {reading.scale:.3f}{flip}"
     )
-
-
-def _best_guess(reading: Reading, extractor):
-    """The bits of a mark of the expected length, though none was detected."""
-    payload = extractor.carriers.payload[: extractor.num_bits].to(reading.tile)
-    return (payload @ reading.tile > 0).long()
 
 
 def _rate(text: str) -> float:
