@@ -8,7 +8,7 @@ heads, layers and tokens of meaning it is the pseudo-mask that confines the chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .model import AttentionMaps, Conditioning
 
-__all__ = ["average_maps", "grid_size", "pseudo_mask", "record_rule", "self_attention_loss"]
+__all__ = ["grid_size", "pseudo_mask", "record_rule", "self_attention_loss"]
 
 SELF_STRIDE = 2
 """Latent positions per token and side of the finest self-attention in the constraint: res / 16 at 8 pixels each."""
@@ -85,23 +85,6 @@ def self_attention_loss(maps: AttentionMaps, reference: AttentionMaps) -> Tensor
         for layer, attention in maps.self_attention.items()
     ]
     return torch.stack(losses).mean()
-
-
-def average_maps(recorded: Sequence[AttentionMaps]) -> AttentionMaps:
-    """The mean over steps, layer by layer, of maps recorded with one rule.
-
-    Raises:
-        ValueError: There are none.
-    """
-    if not recorded:
-        raise ValueError("there are no attention maps to average; record at least one step")
-    count = len(recorded)
-    first = recorded[0]
-    return AttentionMaps(
-        {layer: sum(maps.self_attention[layer] for maps in recorded) / count for layer in first.self_attention},
-        {layer: sum(maps.cross_attention[layer] for maps in recorded) / count for layer in first.cross_attention},
-        dict(first.sizes),
-    )
 
 
 def pseudo_mask(

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,6 @@ __all__ = [
     "presence_log10_p",
     "product_log_p",
     "sync_log_p",
-    "threshold_bits",
 ]
 
 FRACTION_TERMS = 300  # of the continued fraction; it converges in about sqrt(max(a, b)) of them
@@ -65,7 +63,6 @@ class Reading:
         searched: Whether the blind search was needed.
         tile: (364,) coefficients of the average tile, set straight; for statistics over many keys.
         tried: Number of tiles that were compared with the sync patterns.
-        payload: What the bits say, filled in by the message layer: text, id or None.
     """
 
     detected: bool
@@ -83,7 +80,6 @@ class Reading:
     searched: bool = False
     tile: Tensor | None = field(default=None, repr=False)
     tried: int = 1
-    payload: Any = None
 
 
 def log_beta_tail(x: np.ndarray | float, a: float, b: float) -> np.ndarray:
@@ -174,19 +170,8 @@ def match_log10_p(bits: Tensor, expected: Tensor) -> float:
     """
     if bits.shape != expected.shape:
         raise ValueError(f"{len(bits)} bits were read and {len(expected)} are expected; give as many as the mark has")
-    return _binomial_log10_tail(int((bits == expected).sum()), len(bits))
-
-
-def _binomial_log10_tail(equal: int, k: int) -> float:
-    total = sum(math.comb(k, n) for n in range(equal, k + 1))
-    return math.log10(total) - k * math.log10(2)
-
-
-def threshold_bits(k: int, fpr: float) -> int:
-    """Equal bits of k that chance reaches with probability at most `fpr`; k + 1 where even k of k are likelier."""
-    if not 0 < fpr < 1:
-        raise ValueError(f"fpr is {fpr}; a false-positive rate lies between 0 and 1, for example 1e-6")
-    return next((n for n in range(k + 1) if _binomial_log10_tail(n, k) <= math.log10(fpr)), k + 1)
+    equal, k = int((bits == expected).sum()), len(bits)
+    return math.log10(sum(math.comb(k, n) for n in range(equal, k + 1))) - k * math.log10(2)
 
 
 def confidence(logits: Tensor) -> float:

@@ -14,16 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .metrics import luminance
 
 __all__ = ["Entry", "Registry", "RegistryError", "perceptual_hash"]
 
 APPLICATION_ID = 0x4F4E5257  # "ONRW", in the header of the file
 VERSION = 1
 HASH_SIDE = 8
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 REMEDY = "restore it from a copy, or choose another file"
 
 SCHEMA = """
@@ -35,7 +35,6 @@ CREATE TABLE entries (
     note TEXT NOT NULL DEFAULT '',
     prompt_hash TEXT NOT NULL DEFAULT ''
 );
-CREATE INDEX entries_by_id ON entries (id);
 """
 
 
@@ -143,17 +142,18 @@ class Registry:
         return entry
 
     def lookup(self, id: str) -> list[Entry]:
-        """What was registered under an id, oldest first."""
-        return self._select("WHERE id = ? ORDER BY time", _normal(id))
+        """What was registered under an id, oldest first.
+
+        Leading zeros do not count: how many an id has depends on the number of bits of its mark.
+
+        Raises:
+            RegistryError: If `id` is not hexadecimal, or the file cannot be read.
+        """
+        return self._select("WHERE ltrim(id, '0') = ? ORDER BY time", _normal(id).lstrip("0"))
 
     def entries(self) -> list[Entry]:
         """Everything, oldest first."""
         return self._select("ORDER BY time")
-
-    def ids(self) -> list[str]:
-        """Every id once, for telling which of them a damaged reading is closest to."""
-        with self._open() as connection:
-            return [row[0] for row in connection.execute("SELECT DISTINCT id FROM entries ORDER BY id")]
 
     def _select(self, condition: str, *values: str) -> list[Entry]:
         query = f"SELECT id, time, file_hash, perceptual_hash, note, prompt_hash FROM entries {condition}"
@@ -184,7 +184,7 @@ def perceptual_hash(image: Tensor) -> str:
     Returns:
         16 hexadecimal digits (the "dHash" of N. Krawetz, 2013); alike pictures differ in few bits.
     """
-    grey = torch.einsum("chw,c->hw", image.float().cpu(), torch.tensor(LUMA))[None, None]
+    grey = luminance(image.float().cpu())[None]
     small = F.interpolate(grey, size=(HASH_SIDE, HASH_SIDE + 1), mode="bilinear", antialias=True)[0, 0]
     bits = (small[:, 1:] > small[:, :-1]).flatten().tolist()
     return f"{int(''.join('1' if bit else '0' for bit in bits), 2):0{HASH_SIDE**2 // 4}x}"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from onrw_core.attention import average_maps, grid_size, pseudo_mask, record_rule, self_attention_loss
+from onrw_core.attention import grid_size, pseudo_mask, record_rule, self_attention_loss
 from onrw_core.model import AttentionMaps, Conditioning
 
 TOKENS = 7
@@ -135,12 +135,3 @@ def test_mask_refuses():
         pseudo_mask(AttentionMaps(), conditioning(), (8, 8))
     with pytest.raises(ValueError, match="token 9 lies beyond the 7"):
         pseudo_mask(blob_maps(2), conditioning(word=(9,)), (8, 8))
-
-
-def test_average_over_steps():
-    a, b = blob_maps(2), blob_maps(3)
-    mean = average_maps([a, b])
-    torch.testing.assert_close(mean.cross_attention["c"], (a.cross_attention["c"] + b.cross_attention["c"]) / 2)
-    assert mean.sizes == a.sizes
-    with pytest.raises(ValueError, match="at least one step"):
-        average_maps([])

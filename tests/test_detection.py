@@ -24,16 +24,13 @@ def test_match_is_binomial():
     other[:7] = 1
     assert detection.match_log10_p(bits, other) == pytest.approx(math.log10(stats.binom.sf(40, 48, 0.5)))
     assert detection.match_log10_p(bits, bits) == pytest.approx(-48 * math.log10(2))
+    # The thresholds of 48 bits: 36 at 1e-3, 41 at 1e-6.
+    for equal, rate in ((36, 1e-3), (41, 1e-6)):
+        for agreeing, below in ((equal, True), (equal - 1, False)):
+            read = (torch.arange(48) >= agreeing).long()
+            assert (detection.match_log10_p(read, bits) <= math.log10(rate)) is below
     with pytest.raises(ValueError, match="expected"):
         detection.match_log10_p(bits, bits[:32])
-
-
-def test_threshold_bits():
-    assert detection.threshold_bits(48, 1e-3) == 36
-    assert detection.threshold_bits(48, 1e-6) == 41
-    assert detection.threshold_bits(8, 1e-6) == 9
-    with pytest.raises(ValueError, match="fpr"):
-        detection.threshold_bits(48, 0)
 
 
 def test_fisher_product_is_uniform():

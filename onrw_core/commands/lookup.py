@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from .common import json_line, say
 
 if TYPE_CHECKING:
-    from ..registry import Entry, Registry
+    from ..registry import Entry
 
-__all__ = ["add_arguments", "find", "line", "run"]
+__all__ = ["add_arguments", "line", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,20 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ..registry import Registry
 
     registry = Registry(arguments.registry)
-    entries = registry.entries() if arguments.id is None else find(registry, arguments.id)
+    entries = registry.entries() if arguments.id is None else registry.lookup(arguments.id)
     for entry in entries:
         json_line(**asdict(entry)) if arguments.json else say(line(entry))
     if not entries and not arguments.json:
         say(f"{arguments.registry}: " + ("empty" if arguments.id is None else f"nothing under {arguments.id}"))
     return 0
-
-
-def find(registry: Registry, value: str) -> list[Entry]:
-    """Entries of an id, leading zeros or not: how many there are depends on the number of bits."""
-    digits = value.strip().lower().removeprefix("0x").lstrip("0")
-    if not set(digits) <= set("0123456789abcdef"):
-        raise ValueError(f"id {value!r}: not hexadecimal")
-    return [entry for entry in registry.entries() if entry.id.lstrip("0") == digits]
 
 
 def line(entry: Entry) -> str:
