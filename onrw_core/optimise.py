@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .attacks import training_mix
+from .attacks import MIXES, training_mix
 from .compose import Composer
 from .constrained import SPACES, Constraint, OriginalBranch, marked_branch, original_branch
 from .extractors.base import Extractor
@@ -52,6 +52,7 @@ class Settings:
         image_weight: Of the mean squared error between decoded and original picture, in mask composition alone.
         attention_weight: Of the self-attention constraint; at 0 no map is recorded.
         attacks: Random attacks per iteration, all on the same decoded picture.
+        mix: What they are drawn from, one of `attacks.MIXES`.
         target_psnr: In dB, of the composed picture.
         composition: "residual" or "mask", see `compose`.
         luma_only: Add only the residual's luminance to the picture.
@@ -72,6 +73,7 @@ class Settings:
     image_weight: float = 20.0
     attention_weight: float = 80.0
     attacks: int = 4
+    mix: str = "all"
     target_psnr: float = 42.0
     composition: str = "residual"
     luma_only: bool = True
@@ -87,6 +89,8 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.space not in SPACES:
             raise ValueError(f"space is {self.space!r}; choose one of {', '.join(SPACES)}")
+        if self.mix not in MIXES:
+            raise ValueError(f"mix is {self.mix!r}; choose one of {', '.join(MIXES)}")
         if self.start_sigma <= 0 or self.learning_rate <= 0:
             raise ValueError("start_sigma and learning_rate must be positive")
 
@@ -226,7 +230,7 @@ def optimise(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimiser, settings.iterations, eta_min=settings.learning_rate * FINAL_RATE
     )
-    mix = training_mix()
+    mix = training_mix(settings.mix)
     history: list[dict] = []
     held = 0
     for iteration in range(1, settings.iterations + 1):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from onrw_core.attacks import ATTACKS, MIX, attack, chain, parse, suite, training_mix
+from onrw_core.attacks import ATTACKS, MIX, MIXES, attack, chain, parse, suite, training_mix
 from onrw_core.convolve import gaussian_blur
 from onrw_core.geometry import Geometry, resample
 from onrw_core.rounding import round_8bit
@@ -215,7 +215,9 @@ def test_training_mix_covers_the_suites():
         assert turns or entry.low < item.strength < entry.high or abs(item.strength) == 180
 
 
-def test_training_mix_can_be_restricted():
-    assert {item.name for item in training_mix(["jpeg", "blur"]).draw(generator(), 6)} == {"jpeg", "blur"}
-    with pytest.raises(ValueError, match="median"):
-        training_mix(["median"])
+def test_training_mixes_hold_what_their_names_say():
+    drawn = {name: {item.name for item in training_mix(name).draw(generator(), 60)} for name in MIXES}
+    assert drawn["none"] == {"identity"} and "jpeg" in drawn["values"] and "rotation" not in drawn["values"]
+    assert {"rotation", "crop-random"} <= drawn["geometric"] and not any("jpeg" in kind for kind in drawn["geometric"])
+    with pytest.raises(ValueError, match="unknown attack mix 'hard'.*all"):
+        training_mix("hard")

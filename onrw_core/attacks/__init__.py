@@ -7,11 +7,12 @@ an optimiser can undo the geometry without searching for it. Results are never r
 
 from . import codecs, filters, geometric, noises, overlays, tones  # noqa: F401  (each module fills the registry)
 from .base import ATTACKS, Attack, Attacked, Chain, Kind, attack, chain, parse
-from .suites import MIX, SUITES, TrainingMix, suite, training_mix
+from .suites import MIX, MIXES, SUITES, TrainingMix, suite, training_mix
 
 __all__ = [
     "ATTACKS",
     "MIX",
+    "MIXES",
     "SUITES",
     "Attack",
     "Attacked",

@@ -6,14 +6,13 @@ wider than the suites and share no constant with them, so that no figure depends
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from .base import Attack, attack, chain, or_default, parse, uniform
 
-__all__ = ["MIX", "SUITES", "Range", "TrainingMix", "suite", "training_mix"]
+__all__ = ["MIX", "MIXES", "SUITES", "Range", "TrainingMix", "suite", "training_mix"]
 
 SUITES: dict[str, tuple[str, ...]] = {
     "onrw12": (
@@ -164,20 +163,24 @@ class TrainingMix:
         return chain([first, _pick(others, 1, generator)[0].draw(generator)])
 
 
-def training_mix(names: Iterable[str] | None = None) -> TrainingMix:
-    """The mix restricted to some kinds (default: all of `MIX`).
+# Which kinds of `MIX` an optimisation sees, by name.
+MIXES = {
+    "all": tuple(entry.name for entry in MIX),
+    "geometric": ("identity", *sorted(GEOMETRIC)),
+    "values": tuple(entry.name for entry in MIX if entry.name not in GEOMETRIC),
+    "none": ("identity",),
+}
+
+
+def training_mix(name: str = "all") -> TrainingMix:
+    """One of `MIXES`: "all", "geometric" (crops, turns, sizes), "values" (JPEG, noise, tones) or "none".
 
     Raises:
-        ValueError: A kind that the mix does not hold, or none left.
+        ValueError: Unknown name.
     """
-    if names is None:
-        return TrainingMix()
-    names = list(names)
-    known = [entry.name for entry in MIX]
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise ValueError(f"no attack {unknown or names} in the training mix; choose from {', '.join(known)}")
-    return TrainingMix(tuple(entry for entry in MIX if entry.name in names))
+    if name not in MIXES:
+        raise ValueError(f"unknown attack mix {name!r}; choose from {', '.join(MIXES)}")
+    return TrainingMix(tuple(entry for entry in MIX if entry.name in MIXES[name]))
 
 
 def _pick(ranges: tuple[Range, ...], count: int, generator: torch.Generator) -> list[Range]:

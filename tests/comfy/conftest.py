@@ -1,7 +1,8 @@
 """Fixtures that need a real ComfyUI: its modules in this process, and its server in another one.
 
-ComfyUI is looked for in the directory that the environment variable COMFYUI_ROOT names; without it these tests are
-skipped. What they need beside it is in requirements.txt next to this file.
+ComfyUI is looked for where the environment variable COMFYUI_PATH says, then in the installation that this pack lies in
+(ComfyUI/custom_nodes/...), then in ~/comfy/ComfyUI, where comfy-cli puts it. Without one, or without the packages of
+requirements.txt next to this file, these tests are skipped and say what is missing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 HERE = Path(__file__).parent
 PACK = HERE.parents[1]
 PACK_NAME = "onrw_pack"
+NEEDED = ("aiohttp", "av", "comfyui_frontend_package", "torchsde", "torchvision", "transformers")
 
 
 def load(name: str, path: Path) -> ModuleType:
@@ -39,10 +41,21 @@ def load(name: str, path: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def comfy_root() -> Path:
-    root = os.environ.get("COMFYUI_ROOT")
-    if not root:
-        pytest.skip("COMFYUI_ROOT is not set: no ComfyUI to test in")
-    return Path(root)
+    named = os.environ.get("COMFYUI_PATH")
+    places = [Path(named)] if named else [PACK.parents[1], Path.home() / "comfy" / "ComfyUI"]
+    found = next((place for place in places if (place / "comfy" / "sd.py").is_file()), None)
+    if found is None:
+        pytest.skip(
+            f"no ComfyUI in {' or '.join(map(str, places))}: clone github.com/Comfy-Org/ComfyUI there, "
+            "or name its folder in COMFYUI_PATH"
+        )
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(
+            f"ComfyUI is in {found}, but this environment lacks {', '.join(missing)}: "
+            "pip install --no-deps torchvision==0.28.0, then -r tests/comfy/requirements.txt"
+        )
+    return found
 
 
 @pytest.fixture(scope="session")
