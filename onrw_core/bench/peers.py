@@ -9,8 +9,11 @@ refuses count as half of the bits right.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import multiprocessing
 import time
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -76,11 +79,11 @@ class BlindWatermark(System):
 
     def __init__(self, num_bits: int) -> None:
         try:
-            import blind_watermark
+            package = _blind_watermark()
         except ImportError as error:
             raise ValueError(f"--peers: {error}; {REMEDY}") from None
-        blind_watermark.bw_notes.close()
-        self._new = blind_watermark.WaterMark
+        package.bw_notes.close()
+        self._new = package.WaterMark
         self.num_bits = num_bits
 
     def settings(self) -> dict[str, Any]:
@@ -106,6 +109,15 @@ class BlindWatermark(System):
         except (AssertionError, ValueError, np.linalg.LinAlgError):
             bits = None
         return Outcome(_vector(bits), seconds=time.perf_counter() - start)
+
+
+def _blind_watermark() -> ModuleType:
+    """The package. It sets how processes start when it is imported, which fails where that has been set already."""
+    set_start_method, multiprocessing.set_start_method = multiprocessing.set_start_method, lambda *_: None
+    try:
+        return importlib.import_module("blind_watermark")
+    finally:
+        multiprocessing.set_start_method = set_start_method
 
 
 PEERS = ("DwtDct", "DwtDctSvd", "RivaGAN", "blind-watermark")
