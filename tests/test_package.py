@@ -16,7 +16,7 @@ CORE = ROOT / "onrw_core"
 MODULES = sorted(path for path in CORE.rglob("*.py"))
 # What is run from the command line talks to a person; all else logs.
 SPEAKING = ("cli.py", "demo.py", "commands", "bench", "mini/evaluate.py")
-ALLOWED = {"torch", "numpy", "PIL", "einops", "safetensors", "tqdm", "onrw_core", *sys.stdlib_module_names}
+ALLOWED = {"torch", "numpy", "PIL", "safetensors", "tqdm", "onrw_core", *sys.stdlib_module_names}
 
 
 def project() -> dict:
