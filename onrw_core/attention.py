@@ -87,15 +87,8 @@ def self_attention_loss(maps: AttentionMaps, reference: AttentionMaps) -> Tensor
     return torch.stack(losses).mean()
 
 
-def pseudo_mask(
-    maps: AttentionMaps,
-    conditioning: Conditioning,
-    size: tuple[int, int],
-    *,
-    soft: bool = True,
-    threshold: float = 0.5,
-) -> Tensor:
-    """Where the prompt's words are.
+def pseudo_mask(maps: AttentionMaps, conditioning: Conditioning, size: tuple[int, int]) -> Tensor:
+    """Where the prompt's words are, softly.
 
     The tokens are those of the conditioning's chosen word, else its content tokens, else all but the first (begin,
     which attracts attention from everywhere). A prompt without words, or a map without contrast, confines nothing.
@@ -104,8 +97,6 @@ def pseudo_mask(
         maps: Cross-attention, (B, heads, h*w, T) a layer.
         conditioning: The prompt the maps were recorded under.
         size: (h, w) of the mask, the latent's.
-        soft: Give the map itself rather than 0 or 1.
-        threshold: Of the hard mask, in [0, 1].
 
     Returns:
         (B, 1, h, w) in [0, 1], float32, without gradient; ones where nothing is confined.
@@ -131,5 +122,4 @@ def pseudo_mask(
     mask = torch.stack(layers).mean(0)
     low, high = mask.amin((2, 3), keepdim=True), mask.amax((2, 3), keepdim=True)
     flat = high - low <= FLAT * high
-    mask = torch.where(flat, 1.0, (mask - low) / (high - low).clamp(min=torch.finfo(mask.dtype).tiny))
-    return mask if soft else (mask >= threshold).float()
+    return torch.where(flat, 1.0, (mask - low) / (high - low).clamp(min=torch.finfo(mask.dtype).tiny))

@@ -105,10 +105,9 @@ def original_branch(
         mask = None
         if cross:
             size = tuple(x.shape[-2:])
-            soft = constraint.mask == "soft"
-            masks = [pseudo_mask(maps, inversion.positive, size=size, soft=True) for maps in cross]
-            mask = torch.stack(masks).mean(0)
-            mask = mask if soft else (mask > HARD_THRESHOLD).to(mask)
+            mask = torch.stack([pseudo_mask(maps, inversion.positive, size) for maps in cross]).mean(0)
+            if constraint.mask == "hard":
+                mask = (mask > HARD_THRESHOLD).to(mask)
         return OriginalBranch(x, autoencoder.decode(x), reference, inject, mask)
 
 

@@ -1,4 +1,4 @@
-"""A short name for a network: its configuration and samples of its weights, hashed.
+"""Short names for what records belong to: networks and images, hashed.
 
 Records name the model that they were made with, so that an inversion is never replayed with another. Hashing
 gigabytes would take seconds, so a few values of every k-th tensor stand for all: fine-tuning moves nearly every weight.
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint"]
+from .rounding import LEVELS
+
+__all__ = ["fingerprint", "image_digest"]
 
 TENSORS = 16
 VALUES = 256
@@ -39,3 +41,9 @@ def fingerprint(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = 
         values = tensor.flatten()[:: max(1, tensor.numel() // VALUES)][:VALUES]
         digest.update(values.to("cpu", torch.float16).numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def image_digest(image: Tensor) -> str:
+    """SHA-256 of size and pixels of an image (3, H, W) in [0, 1], in hexadecimal; what 8 bit cannot tell is alike."""
+    levels = (image.detach().cpu().clamp(0, 1) * LEVELS).round().to(torch.uint8)
+    return hashlib.sha256(repr(tuple(levels.shape)).encode() + levels.numpy().tobytes()).hexdigest()

@@ -86,7 +86,7 @@ def invert(
         learning_rate: Of Adam, relative to the null embedding's root mean square; halves linearly over the steps.
         tolerance: Early stop of the null-text inner loop: mean squared mismatch in units of the noise. It grows by
             twice this from step to step, since late steps matter less (as in Mokady et al.).
-        image: SHA-256 of the image's pixels, kept in the record.
+        image: `fingerprint.image_digest` of the image, kept in the record; "" where there is none.
 
     Yields:
         A state for each step, and one more that holds the inversion (`run` returns it).

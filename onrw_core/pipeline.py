@@ -16,6 +16,7 @@ from torch import Tensor
 from .compose import Composition, compose
 from .constrained import Constraint, OriginalBranch, marked_branch, original_branch
 from .extractors.base import Extractor
+from .fingerprint import image_digest
 from .inversion import invert, run
 from .metrics import ssim
 from .model import Autoencoder, Conditioning, DiffusionModel
@@ -174,7 +175,7 @@ def embed(
     """
     start = time.perf_counter()
     working, padded = working_image(image, size)
-    inversion = _invert(model, autoencoder, padded, positive, null, settings)
+    inversion = _invert(model, autoencoder, padded, positive, null, settings, image_digest(image))
     original = original_branch(model, autoencoder, inversion, settings.constraint)
     state = None
     for state in optimise(
@@ -213,6 +214,7 @@ def _invert(
     positive: Conditioning,
     null: Conditioning,
     settings: Settings,
+    digest: str,
 ) -> Inversion:
     with torch.no_grad():
         latent = autoencoder.encode(padded)
@@ -226,5 +228,6 @@ def _invert(
             start_sigma=settings.start_sigma,
             guidance=settings.guidance,
             method=settings.method,
+            image=digest,
         )
     )

@@ -39,7 +39,7 @@ class Inversion:
         guidance: Guidance at which the path is meant to be retraced.
         method: "ddim", "null-text", "negative-prompt" or "fixed-point".
         model: `DiffusionModel.name`.
-        image: SHA-256 of the image's pixels, or "".
+        image: `fingerprint.image_digest` of the image, or "".
         requires_positive: The prompt held parts that a file cannot, so that it must be given again for a replay.
     """
 

@@ -96,14 +96,6 @@ def test_chosen_word_moves_the_mask():
     assert pseudo_mask(maps, word, (8, 8))[0, 0, -1, -1] == 0
 
 
-def test_hard_mask_is_the_thresholded_soft_one():
-    prompt = conditioning(content=(1, 2, 3))
-    soft = pseudo_mask(random_maps(), prompt, (16, 24))
-    for threshold in (0.3, 0.6):
-        hard = pseudo_mask(random_maps(), prompt, (16, 24), soft=False, threshold=threshold)
-        assert torch.equal(hard, (soft >= threshold).float()) and 0 < hard.mean() < 1
-
-
 def test_mask_averages_heads_and_layers_of_different_size():
     coarse, fine = blob_maps(2, (4, 4)), blob_maps(2, (8, 8))
     both = AttentionMaps(

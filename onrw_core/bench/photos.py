@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..fingerprint import image_digest
 from ..images import load
 from ..rounding import LEVELS
 
@@ -38,8 +38,7 @@ class Photo:
     @property
     def digest(self) -> str:
         """SHA-256 of size and pixels."""
-        levels = (self.image * LEVELS).round().to(torch.uint8)
-        return hashlib.sha256(repr(tuple(levels.shape)).encode() + levels.numpy().tobytes()).hexdigest()
+        return image_digest(self.image)
 
 
 def load_photos(
