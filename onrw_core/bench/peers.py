@@ -28,7 +28,7 @@ from .systems import Outcome, System
 __all__ = ["PEERS", "BlindWatermark", "InvisibleWatermark", "peers"]
 
 SMALLEST = 256 * 256  # pixels that invisible-watermark asks for
-REMEDY = "install the packages of the peers: pip install invisible-watermark onnxruntime blind-watermark"
+REMEDY = "install the packages of the peers by `pip install 'onrw[bench]'`"
 
 
 class InvisibleWatermark(System):
