@@ -252,6 +252,19 @@ def test_batch_with_a_bad_file(onrw, tmp_path):
     assert code == 1 and len(out.splitlines()) == 1 and "b.png" in err
 
 
+def test_batch_goes_on_after_anything(onrw, tmp_path, monkeypatch):
+    def exhausted(image, *rest, **options):
+        if image.shape[-1] == 64:
+            raise MemoryError
+        return pixel_embed(image, *rest, **options)
+
+    monkeypatch.setattr(pipeline, "embed", exhausted)
+    photo("a.png", 64)
+    photo("b.png")
+    code, out, err = onrw("embed", "a.png", "b.png", "-o", "out/", "--key", "my.key", "--json")
+    assert code == 1 and "a.png: MemoryError" in err and json.loads(out)["input"] == "b.png"
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

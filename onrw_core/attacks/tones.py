@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import luminance
+from ..rounding import LEVELS
 from .base import register
 
 __all__: list[str] = []
@@ -43,7 +44,7 @@ def saturation(images: Tensor, strength: float, generator: torch.Generator | Non
 )
 def gamma(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
     # A power below 1 has an infinite derivative at 0: stay half an 8-bit level away from it.
-    return images.clamp(0.5 / 255, 1) ** strength
+    return images.clamp(0.5 / LEVELS, 1) ** strength
 
 
 @register(

@@ -74,7 +74,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise ValueError("charts need matplotlib: pip install onrw[bench]") from None
+        raise ValueError("charts need matplotlib: `pip install 'onrw[bench]'`, or leave the chart out") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

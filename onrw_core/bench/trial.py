@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attacks import training_mix
 from ..commands.models import Loaded
-from ..constrained import Constraint, original_branch
+from ..constrained import original_branch
 from ..extractors.base import Extractor
 from ..inversion import invert
 from ..inversion import run as last_of
@@ -31,11 +31,7 @@ from .stopwatch import PARTS, Stopwatch, TimedAutoencoder, TimedExtractor, Timed
 __all__ = ["Job", "breakdown", "until_success"]
 
 CHECKS = 16  # random attacks that the picture is read after
-CHECK_EVERY, CHECK_LATE, LATE = (
-    2,
-    5,
-    60,
-)  # iterations: looked at every second one, from the 60th on every fifth
+CHECK_EVERY, CHECK_LATE, LATE = 2, 5, 60  # iterations: looked at every second one, from the 60th on every fifth
 LEVELS = (0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 PSNR_TOLERANCE = 0.1  # dB
 
@@ -78,11 +74,8 @@ class Job:
     def ours(self, inversion: Inversion, iterations: int) -> Iterator[Tensor]:
         """Our loop, without an early stop of its own."""
         settings = self.settings.with_(iterations=iterations, patience=iterations)
-        wanted = Constraint(
-            settings.attention_weight > 0 and not settings.inject, settings.inject, settings.mask
-        )
         model, autoencoder = self.loaded.model, self.loaded.autoencoder
-        original = original_branch(model, autoencoder, inversion, wanted)
+        original = original_branch(model, autoencoder, inversion, settings.constraint)
         states = optimise(model, autoencoder, inversion, self.image, self.extractor, self.bits, settings,
                           generator=self._generator("ours"), original=original)  # fmt: skip
         for state in states:

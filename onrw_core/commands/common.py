@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import sys
@@ -34,6 +35,8 @@ __all__ = [
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LOSSLESS = ".png"  # what is written into folders
+
+log = logging.getLogger(__name__)
 
 
 def add_key(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +130,8 @@ def plan(inputs: Sequence[str], output: str, overwrite: bool) -> list[tuple[Path
 def run_batch(items: Sequence, work: Callable, name: Callable[..., Path]) -> int:
     """Do `work` for each item; a bad one is named and the others are done all the same.
 
+    What is no bad input but a defect, or too little memory, does not stop the others either; its traceback is shown.
+
     Returns:
         The exit code: 0 all done, 1 some, 2 none.
     """
@@ -134,9 +139,11 @@ def run_batch(items: Sequence, work: Callable, name: Callable[..., Path]) -> int
     for item in items:
         try:
             work(item)
-        except (ValueError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, (ValueError, OSError)):
+                log.exception("unexpected:")
             failed += 1
-            file, text = str(name(item)), str(error)
+            file, text = str(name(item)), str(error) or type(error).__name__
             print(f"onrw: error: {text if file in text else f'{file}: {text}'}", file=sys.stderr)
     if not failed:
         return OK

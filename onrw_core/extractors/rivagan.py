@@ -27,7 +27,7 @@ from .errors import ExtractorError
 __all__ = ["RivaganExtractor", "onnx_tensors", "rivagan_file"]
 
 PACKAGE, FILE = "imwatermark", "rivagan_decoder.onnx"
-REMEDY = "install it with `pip install onrw[rivagan]`"
+REMEDY = "install it with `pip install 'onrw[rivagan]'`"
 THRESHOLD = 0.52  # between 0 and 1, of the package
 # The network gives logits of tens; our message loss multiplies by 10, which this takes back.
 SCALE = 0.1
