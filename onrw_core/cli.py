@@ -125,7 +125,13 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         if len(command.words) == 2:
             group = command.words[0]
             if group not in groups:
-                inner = top.add_parser(group, help=GROUPS[group], description=GROUPS[group].capitalize() + ".")
+                inner = top.add_parser(
+                    group,
+                    help=GROUPS[group],
+                    description=GROUPS[group].capitalize() + ".",
+                    epilog=f"example:\n  {command.example}",
+                    formatter_class=argparse.RawDescriptionHelpFormatter,
+                )
                 groups[group] = inner.add_subparsers(metavar="COMMAND", required=True)
             holder = groups[group]
         sub = holder.add_parser(

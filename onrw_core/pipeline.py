@@ -27,6 +27,7 @@ __all__ = ["Marked", "Rendered", "embed", "render", "working_image"]
 
 WORKING_SIZE = 512
 MULTIPLE = 64  # of the padded working sides: UNets halve latents of 1/8 up to three times
+MOST_WORKING_PIXELS = 2**25  # a strip 64 pixels high would grow to gigapixels
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,18 @@ def working_image(image: Tensor, size: int = WORKING_SIZE) -> tuple[Tensor, Tens
 
     Returns:
         The working picture (1, 3, h, w) and the same padded at the right and the bottom to multiples of 64.
+
+    Raises:
+        ValueError: The working picture would be too large.
     """
     height, width = image.shape[-2:]
     scale = size / min(height, width)
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    if h * w > MOST_WORKING_PIXELS:
+        raise ValueError(
+            f"the image is {width}x{height}, which is {w}x{h} at the working size {size}: more than "
+            f"{MOST_WORKING_PIXELS // 10**6} megapixels; choose a smaller size, or crop the image"
+        )
     working = image[None]
     if (h, w) != (height, width):
         working = F.interpolate(working, size=(h, w), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

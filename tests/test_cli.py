@@ -389,6 +389,8 @@ def test_help_has_an_example(onrw):
         if command.words[0] != "bench":
             code, out, _ = onrw(*command.words, "--help")
             assert code == 0 and f"onrw {' '.join(command.words)}" in out.split("example:")[1]
+    for group in cli.GROUPS:
+        assert f"onrw {group}" in onrw(group, "--help")[1].split("example:")[1]
     code, out, _ = onrw("--help")
     assert code == 0 and all(command.words[0] in out for command in cli.COMMANDS)
     assert onrw()[0] == 2 and onrw("nonsense")[0] == 2

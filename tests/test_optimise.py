@@ -216,6 +216,8 @@ def test_working_image_keeps_the_aspect_and_pads():
     working, padded = working_image(torch.rand(3, 100, 130), 128)
     assert working.shape[-2:] == (128, 166) and padded.shape[-2:] == (128, 192)
     assert torch.equal(padded[..., :166], working)
+    with pytest.raises(ValueError, match="65536x64, which is 524288x512.*crop"):
+        working_image(torch.zeros(3, 64, 65536), 512)
 
 
 def test_bad_arguments_say_what_is_wrong(parts, extractor, bits):

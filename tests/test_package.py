@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import onrw_core
+from onrw_core.mini.weights import AUTOENCODER_FILE, CHECKSUM_FILE, TEXT_FILE, UNET_FILE
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "onrw_core"
@@ -110,6 +111,8 @@ def test_wheel_holds_the_core_alone(tmp_path):
     shipped = {name for name in names if name.startswith("onrw_core/")}
     wanted = [path for pattern in ("samples/*", "mini/weights/*", "**/*.py") for path in CORE.glob(pattern)]
     assert {str(path.relative_to(ROOT)) for path in wanted} <= shipped
+    weights = {f"onrw_core/mini/weights/{name}" for name in (AUTOENCODER_FILE, UNET_FILE, TEXT_FILE, CHECKSUM_FILE)}
+    assert weights <= shipped
 
 
 def test_readme_gives_both_commands():
