@@ -1,8 +1,10 @@
 """The command `onrw`: every verb, exit codes, bad input, and that nothing is lost."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from onrw_core.message import encode_id
 from onrw_core.mini.weights import UNET_FILE, WEIGHTS
 from onrw_core.optimise import PRESETS
 
+ROOT = Path(__file__).parents[1]
 SIDE = 128
 EMBED = pipeline.embed
 EMBED_FIELDS = ["input", "output", "bits", "psnr", "ssim", "iterations", "seconds", "detected", "log10_p"]
@@ -408,6 +411,14 @@ def test_help_loads_no_torch():
     code = "import sys; from onrw_core.cli import build_parser; build_parser(['embed']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path):
+    command = [sys.executable, "-m", "onrw_core", "key", "new", "-o", "schlüssel.key"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, timeout=60)
+    assert done.returncode == 0 and b"schl\\xfcssel.key: new key" in done.stdout, done.stderr
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_module_is_the_command():
