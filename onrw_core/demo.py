@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .commands.common import number, p_value, progress, say
+from .commands.common import Progress, number, p_value, say
 from .commands.embed import PRESETS
 from .commands.models import add_model, load_model
 from .files import atomic_write
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     loaded = load_model(arguments.model)
     say(f"marking {folder / 'original.png'} with the id {ID} ...")
-    with progress("marking") as show:
+    with Progress("marking") as progress:
         marked = pipeline.embed(
             original,
             loaded.model,
@@ -124,7 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
             settings=SETTINGS[arguments.preset].with_(iterations=arguments.iterations),
             generator=torch.Generator().manual_seed(0),
             size=arguments.size,
-            on_state=show,
+            on_inversion=progress.inversion,
+            on_state=progress.optimisation,
         )
     images.save(folder / "marked.png", marked.image, overwrite=True)
     say(

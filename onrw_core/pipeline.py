@@ -17,11 +17,10 @@ from .compose import Composition, compose
 from .constrained import Constraint, OriginalBranch, marked_branch, original_branch
 from .extractors.base import Extractor
 from .fingerprint import image_digest
-from .inversion import invert, run
+from .inversion import InversionState, invert
 from .metrics import ssim
 from .model import Autoencoder, Conditioning, DiffusionModel
 from .optimise import Settings, State, Watermark, combined_mask, optimise
-from .trajectory import Inversion
 
 __all__ = ["Marked", "Rendered", "embed", "render", "working_image"]
 
@@ -161,6 +160,7 @@ def embed(
     generator: torch.Generator,
     size: int = WORKING_SIZE,
     mask: Tensor | None = None,
+    on_inversion: Callable[[InversionState], None] | None = None,
     on_state: Callable[[State], None] | None = None,
 ) -> Marked:
     """Mark one picture.
@@ -177,6 +177,7 @@ def embed(
         generator: Draws everything random.
         size: The working size: the shorter side at which the picture is optimised, in pixels.
         mask: (1, 1, H, W) in [0, 1]: where the mark may lie.
+        on_inversion: Called with each `InversionState`, for progress.
         on_state: Called with each `State`, for progress and previews.
 
     Returns:
@@ -184,7 +185,22 @@ def embed(
     """
     start = time.perf_counter()
     working, padded = working_image(image, size)
-    inversion = _invert(model, autoencoder, padded, positive, null, settings, image_digest(image))
+    with torch.no_grad():
+        latent = autoencoder.encode(padded)
+    for step in invert(
+        model,
+        latent,
+        positive,
+        null,
+        steps=settings.steps,
+        start_sigma=settings.start_sigma,
+        guidance=settings.guidance,
+        method=settings.method,
+        image=image_digest(image),
+    ):
+        if on_inversion is not None:
+            on_inversion(step)
+    inversion = step.inversion
     original = original_branch(model, autoencoder, inversion, settings.constraint)
     state = None
     for state in optimise(
@@ -213,30 +229,4 @@ def embed(
         iterations=state.iteration,
         seconds=time.perf_counter() - start,
         watermark=state.watermark,
-    )
-
-
-def _invert(
-    model: DiffusionModel,
-    autoencoder: Autoencoder,
-    padded: Tensor,
-    positive: Conditioning,
-    null: Conditioning,
-    settings: Settings,
-    digest: str,
-) -> Inversion:
-    with torch.no_grad():
-        latent = autoencoder.encode(padded)
-    return run(
-        invert(
-            model,
-            latent,
-            positive,
-            null,
-            steps=settings.steps,
-            start_sigma=settings.start_sigma,
-            guidance=settings.guidance,
-            method=settings.method,
-            image=digest,
-        )
     )

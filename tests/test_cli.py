@@ -14,6 +14,7 @@ from PIL import Image
 
 from onrw_core import cli, images, pipeline
 from onrw_core.commands import common, embed, models
+from onrw_core.inversion import InversionState
 from onrw_core.keys import Key
 from onrw_core.message import encode_id
 from onrw_core.mini.weights import UNET_FILE, WEIGHTS
@@ -34,8 +35,9 @@ def photo(path, side=SIDE, **options):
     return str(path)
 
 
-def pixel_embed(image, model, autoencoder, extractor, bits, *, settings, mask, on_state, **_):
+def pixel_embed(image, model, autoencoder, extractor, bits, *, settings, mask, on_inversion, on_state, **_):
     """Stands in for the diffusion model: the same extractor, optimised in pixels, to no target quality."""
+    on_inversion(InversionState("done", 4, 4))
     delta = torch.zeros_like(image, requires_grad=True)
     optimiser = torch.optim.Adam([delta], 0.01)
     for iteration in range(1, 9):
@@ -236,6 +238,20 @@ def test_alpha_that_the_output_cannot_hold(onrw, tmp_path):
     code, _, err = onrw("embed", "alpha.png", "-o", "marked.jpg", "--key", "my.key")
     assert code == 2 and "alpha.png" in err and "transparency" in err and not (tmp_path / "marked.jpg").exists()
     assert onrw("embed", "opaque.png", "-o", "marked.jpg", "--key", "my.key")[0] == 0
+
+
+def test_progress_has_two_stages(monkeypatch):
+    with common.Progress("photo.png") as progress:
+        shown = []
+        progress.bar = SimpleNamespace(n=0, total=None, close=lambda: None, set_postfix=lambda **_: None)
+        progress.bar.reset = lambda: setattr(progress.bar, "n", 0)
+        progress.bar.set_description = lambda label, refresh: shown.append(label)
+        progress.bar.update = lambda count: setattr(progress.bar, "n", progress.bar.n + count)
+        progress.inversion(InversionState("done", 4, 4))
+        assert (progress.bar.n, progress.bar.total) == (4, 4)
+        progress.optimisation(SimpleNamespace(iteration=1, total=8, bit_accuracy=1.0, psnr=40.0))
+        assert (progress.bar.n, progress.bar.total) == (1, 8)
+    assert shown == ["photo.png: inversion", "photo.png"]
 
 
 def test_json_stays_json(capsys):

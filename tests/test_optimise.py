@@ -187,7 +187,7 @@ def test_mask_composition_is_the_papers(parts, extractor, bits):
 def test_any_size_is_marked_at_its_own(parts, extractor, bits, shape):
     model, autoencoder, _, positive, null = parts
     image = scene(*shape)[0]
-    states = []
+    states, inversions = [], []
     marked = embed(
         image,
         model,
@@ -199,8 +199,10 @@ def test_any_size_is_marked_at_its_own(parts, extractor, bits, shape):
         settings=replace(SETTINGS, iterations=2),
         generator=torch.Generator().manual_seed(0),
         size=128,
+        on_inversion=inversions.append,
         on_state=states.append,
     )
+    assert inversions[-1].inversion is marked.watermark.inversion and len(inversions) == SETTINGS.steps + 1
     assert marked.image.shape == image.shape
     assert torch.equal((marked.image * 255).round() / 255, marked.image)
     assert marked.psnr == marked.psnr_image == pytest.approx(psnr(marked.image[None], image[None]))

@@ -8,8 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +16,16 @@ from ..cli import BAD_INPUT, OK, SOME_FAILED
 from ..keys import ENVIRONMENT, Key
 
 if TYPE_CHECKING:
+    from ..inversion import InversionState
     from ..optimise import State
 
 __all__ = [
+    "Progress",
     "add_key",
     "add_overwrite",
     "expand",
     "json_line",
     "load_key",
-    "progress",
     "plan",
     "number",
     "p_value",
@@ -150,19 +150,40 @@ def run_batch(items: Sequence, work: Callable, name: Callable[..., Path]) -> int
     return SOME_FAILED if failed < len(items) else BAD_INPUT
 
 
-@contextmanager
-def progress(label: str) -> Iterator[Callable[[State], None]]:
-    """A progress bar of an optimisation, on stderr and silent where that is no terminal: takes its states."""
-    from tqdm import tqdm
+class Progress:
+    """A progress bar of marking one photo, on stderr and silent where that is no terminal.
 
-    with tqdm(desc=label, disable=None, leave=False, file=sys.stderr) as bar:
+    Args:
+        label: What is marked.
+    """
 
-        def show(state: State) -> None:
-            bar.total = state.total
-            bar.set_postfix(bits=f"{state.bit_accuracy:.1%}", psnr=f"{state.psnr:.1f}", refresh=False)
-            bar.update(state.iteration - bar.n)
+    def __init__(self, label: str) -> None:
+        from tqdm import tqdm
 
-        yield show
+        self.label = label
+        self.bar = tqdm(desc=label, disable=None, leave=False, file=sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+    def inversion(self, state: InversionState) -> None:
+        """A step of the inversion; with null-text it takes as long as the rest."""
+        self._to(f"{self.label}: inversion", state.step, state.total)
+
+    def optimisation(self, state: State) -> None:
+        """An iteration of the optimisation."""
+        self.bar.set_postfix(bits=f"{state.bit_accuracy:.1%}", psnr=f"{state.psnr:.1f}", refresh=False)
+        self._to(self.label, state.iteration, state.total)
+
+    def _to(self, label: str, done: int, total: int) -> None:
+        if done < self.bar.n:  # another stage
+            self.bar.reset()
+        self.bar.set_description(label, refresh=False)
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
 
 
 def json_line(**fields) -> None:

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_key, add_overwrite, json_line, load_key, number, p_value, plan, progress, run_batch, say
+from .common import Progress, add_key, add_overwrite, json_line, load_key, number, p_value, plan, run_batch, say
 from .models import add_model, load_model
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         images.check_alpha(result, picture)  # before the work
         message = given or random_id(key)
         extractor = KeyedExtractor(key, len(message.bits))
-        with progress(source.name) as show:
+        with Progress(source.name) as progress:
             marked = pipeline.embed(
                 picture.rgb,
                 loaded.model,
@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
                 generator=torch.Generator().manual_seed(arguments.seed),
                 size=arguments.size,
                 mask=None if mask is None else _fit(mask, picture.rgb, arguments.mask, source),
-                on_state=show,
+                on_inversion=progress.inversion,
+                on_state=progress.optimisation,
             )
         images.save(result, marked.image, like=picture, overwrite=arguments.overwrite)
         # The file itself is read back: what it holds is what counts, compression included.
