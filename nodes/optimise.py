@@ -11,6 +11,7 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..onrw_core.attacks import MIXES
 from ..onrw_core.constrained import perturbed
 from ..onrw_core.inversion import Inversion
 from ..onrw_core.message import Message
@@ -34,8 +35,7 @@ def marking_inputs() -> list[io.Input]:
             options=list(PRESETS),
             default=DEFAULT_PRESET,
             tooltip="fast: quick and robust. paper: the published method. reference: the published code. Values of 0 "
-            "and -1 "
-            "below leave what the preset says.",
+            "and -1 below leave what the preset says.",
         ),
         io.Int.Input(
             "iterations",
@@ -94,10 +94,18 @@ def marking_inputs() -> list[io.Input]:
             control_after_generate=True,
             tooltip="Draws the attacks. Image number n of a batch uses seed + n.",
         ),
+        io.Combo.Input(
+            "mix",
+            options=list(MIXES),
+            default="all",
+            optional=True,
+            tooltip="Which attacks are drawn. all: everything. geometric: crops, turns, sizes. values: JPEG, noise, "
+            "tones. none: no attack.",
+        ),
     ]
 
 
-def marking_settings(preset: str, **widgets: float) -> Settings:
+def marking_settings(preset: str, **widgets: float | str) -> Settings:
     """The preset with the widgets that say something else."""
     unset = {"iterations": 0, "attacks": 0, "message_weight": -1, "image_weight": -1, "attention_weight": -1}
     changes = {name: value for name, value in widgets.items() if name not in unset or value != unset[name]}
@@ -157,7 +165,7 @@ class OptimizeNoiseNode(io.ComfyNode):
         seed: int,
         positive: list | None = None,
         mask: Tensor | None = None,
-        **widgets: float,
+        **widgets: float | str,
     ) -> io.NodeOutput:
         settings = marking_settings(preset, **widgets)
         originals = images.from_comfy(image)

@@ -88,7 +88,7 @@ class WatermarkNode(io.ComfyNode):
         positive: list | None = None,
         negative: list | None = None,
         mask: Tensor | None = None,
-        **widgets: float,
+        **widgets: float | str,
     ) -> io.NodeOutput:
         settings = marking_settings(preset, **widgets)
         if positive is None and clip is None:

@@ -145,7 +145,7 @@ def test_defaults_are_among_the_choices(schemas):
 
 
 def test_choices_are_those_of_the_core(schemas):
-    from onrw_core.attacks import ATTACKS, SUITES
+    from onrw_core.attacks import ATTACKS, MIXES, SUITES
     from onrw_core.compose import MODES
     from onrw_core.extractors.loading import NAMES
     from onrw_core.inversion import METHODS
@@ -155,6 +155,8 @@ def test_choices_are_those_of_the_core(schemas):
 
     for node in ("ONRW_NullTextInversion", "ONRW_OptimizeNoise", "ONRW_Watermark"):
         assert choices(schemas, node, "preset") == list(PRESETS)
+    for node in ("ONRW_OptimizeNoise", "ONRW_Watermark"):
+        assert choices(schemas, node, "mix") == list(MIXES)
     assert choices(schemas, "ONRW_NullTextInversion", "method")[1:] == list(METHODS)
     assert choices(schemas, "ONRW_NullTextInversion", "convention") == list(CONVENTIONS)
     assert choices(schemas, "ONRW_ConstrainedDenoise", "composition")[1:] == list(MODES)
