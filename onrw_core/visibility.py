@@ -34,15 +34,15 @@ DETAIL_SIGMA = 2.0  # pixels: the window of the local standard deviation
 SPREAD_SIGMA = 4.0  # pixels: the neighbourhood over which its logarithm is averaged
 NOISE_VARIANCE = 4e-5  # (1.6 / 255) ** 2: less local variance than this counts as flat
 
-FLOOR = 10 ** (-10 / 20)  # of the root mean square
-CEILING = 10 ** (8 / 20)
+FLOOR = 10 ** (-13 / 20)  # of the root mean square
+CEILING = 10 ** (10 / 20)
 LIMIT_ROUNDS = 3  # limiting changes the root mean square that the limits refer to
 
 EXPONENT_MIN = 0.3
-EXPONENT_MAX = 1.2
+EXPONENT_MAX = 1.6
 BISECTIONS = 6
 
-SSIM_LOSS = 0.0125  # of .02: a mark is less like noise than the bound assumes, and costs up to half as much again
+SSIM_LOSS = 0.0105  # of .02: a mark is less like noise than the bound assumes, and costs up to twice as much
 FLAT_MARGIN_DB = 5.5  # 46 dB at an average of 42, and some in hand: residuals are not even themselves
 DIP_MAX_DB = 12.0
 DIP_BLUR = 6.0  # pixels
