@@ -97,7 +97,7 @@ def read(choice: ExtractorChoice, image: Tensor, expected: Message | None = None
         if detected:
             decoded = decode(reading.logits, choice.key)
         else:  # the best guess at a mark of the expected length
-            bits = (extractor.carriers.payload[: extractor.num_bits].to(reading.tile) @ reading.tile > 0).long()
+            bits = (extractor.guess(reading) > 0).long()
     else:
         reading, logits = None, extractor.logits(image[None])[0]
         bits, decoded = (logits > 0).long(), decode(logits, choice.key)
