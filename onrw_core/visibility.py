@@ -43,7 +43,7 @@ EXPONENT_MAX = 1.6
 BISECTIONS = 6
 
 SSIM_LOSS = 0.0105  # of .02: a mark is less like noise than the bound assumes, and costs up to twice as much
-FLAT_MARGIN_DB = 5.5  # 46 dB at an average of 42, and some in hand: residuals are not even themselves
+FLAT_MARGIN_DB = 6.0  # 46 dB at an average of 42, and some in hand: residuals are not even themselves
 DIP_MAX_DB = 12.0
 DIP_BLUR = 6.0  # pixels
 DIP_RATIO = 2.0  # windows up to this many times the least variance are lowered
