@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +23,24 @@ from torch import Tensor
 from .files import atomic_write
 from .rounding import LEVELS
 
-__all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "ImageError", "Picture", "check_alpha", "load", "save"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "ImageError",
+    "Picture",
+    "check_alpha",
+    "check_free",
+    "encode",
+    "load",
+    "read",
+    "save",
+    "write",
+]
 
 MIN_SIDE = 64
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 2**30  # of a file; MAX_PIXELS of 8 bits and four channels are 400 MB
 JPEG_QUALITY = 95
 
 FORMATS = {
@@ -76,12 +91,11 @@ class Picture:
     path: Path | None = None
 
 
-def load(path: str | os.PathLike) -> Picture:
-    """Read a picture file.
+def read(path: str | os.PathLike) -> bytes:
+    """A picture file's content, not decoded.
 
     Raises:
-        ImageError: Missing, empty, truncated or not a picture; animated, 16 bit, below 64 pixels or above 100
-            megapixels (found in the header, before anything is decoded).
+        ImageError: Missing, empty, unreadable, or larger than any picture that `load` takes.
     """
     path = Path(path)
     if not path.exists():
@@ -90,11 +104,35 @@ def load(path: str | os.PathLike) -> Picture:
         raise ImageError(f"{path}: is a folder, not a picture")
     try:
         size = path.stat().st_size
-        with open(path, "rb") as file, warnings.catch_warnings():
+        if size > MAX_BYTES:
+            raise ImageError(f"{path}: has {size // 10**6} MB, too much for a picture; scale it down first")
+        content = path.read_bytes()
+    except PermissionError:
+        raise ImageError(f"{path}: cannot be read; check its permissions") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error})") from error
+    if not content:
+        raise ImageError(f"{path}: is empty")
+    return content
+
+
+def load(path: str | os.PathLike, content: bytes | None = None) -> Picture:
+    """Read a picture file.
+
+    Args:
+        path: The file.
+        content: What `read` returned for it, where the caller has that already.
+
+    Raises:
+        ImageError: Missing, empty, truncated or not a picture; animated, 16 bit, below 64 pixels or above 100
+            megapixels (found in the header, before anything is decoded).
+    """
+    path = Path(path)
+    file = io.BytesIO(read(path) if content is None else content)
+    try:
+        with warnings.catch_warnings():
             # Pillow warns of sizes and of broken metadata; what matters of it is an error here.
             warnings.simplefilter("ignore")
-            if size == 0:
-                raise ImageError(f"{path}: is empty")
             with Image.open(file) as image:
                 _check(path, image)
                 return _decode(path, image)
@@ -104,8 +142,6 @@ def load(path: str | os.PathLike) -> Picture:
         raise ImageError(_too_large(path)) from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: is not a picture, or of an unknown format; convert it to PNG or JPEG") from None
-    except PermissionError:
-        raise ImageError(f"{path}: cannot be read; check its permissions") from None
     except Exception as error:  # decoders meet broken files with whatever comes: OSError, TypeError, struct.error
         raise ImageError(f"{path}: is damaged or truncated ({error}); get the file again") from error
 
@@ -131,20 +167,59 @@ def save(
         ImageError: Unknown suffix, file already there, alpha that the format cannot hold, or not writable.
     """
     path = Path(path)
+    check_free(path, None if like is None else like.path, overwrite)
+    write(path, encode(path, rgb, like, quality=quality))
+
+
+def check_free(path: Path, source: Path | None, overwrite: bool) -> None:
+    """Refuse to replace a file without leave.
+
+    Raises:
+        ImageError: See above.
+    """
+    if path.exists() and not overwrite:
+        own = source is not None and source.exists() and path.samefile(source)
+        raise ImageError(f"{path}: {'is the input itself' if own else 'already exists'}; name another or overwrite it")
+
+
+def encode(path: str | os.PathLike, rgb: Tensor, like: Picture | None = None, *, quality: int = JPEG_QUALITY) -> bytes:
+    """What `save` writes, the arguments being the same.
+
+    Raises:
+        ImageError: Unknown suffix, or alpha or metadata that the format cannot hold.
+    """
+    path, content = Path(path), io.BytesIO()
     if path.suffix.lower() not in FORMATS:
         raise ImageError(f"{path}: unknown suffix {path.suffix!r}; use one of {', '.join(FORMATS)}")
-    if path.exists() and not overwrite:
-        own = like is not None and like.path is not None and like.path.exists() and path.samefile(like.path)
-        raise ImageError(f"{path}: {'is the input itself' if own else 'already exists'}; name another or overwrite it")
     kind = FORMATS[path.suffix.lower()]
     image = _encode(path, kind, rgb, like)
     options = _options(kind, quality) | _metadata(path, kind, {} if like is None else like.info)
     try:
+        image.save(content, kind, **options)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: cannot be written ({error})") from error
+    return content.getvalue()
+
+
+def write(path: str | os.PathLike, content: bytes, commit: Callable[[], None] = lambda: None) -> None:
+    """Write what `encode` returned, whole or not at all, over whatever is there.
+
+    Args:
+        path: The file.
+        content: Its bytes.
+        commit: Called when the bytes are on the disk and before they get the file's name. If it raises, they never do.
+
+    Raises:
+        ImageError: Not writable.
+    """
+    try:
         with atomic_write(path) as file:
-            image.save(file, kind, **options)
+            file.write(content)
+            file.flush()
+            commit()
     except FileNotFoundError:
         raise ImageError(f"{path}: its folder does not exist; make it first") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error})") from error
 
 
