@@ -6,12 +6,21 @@ are random directions of the band's d = 364 dimensions, whatever the tile t that
     cosine of one sync pattern and t:  cos^2 ~ Beta(1/2, (d - 1)/2)
     part of the payload's K carriers in t (less its sync parts): ~ Beta(K/2, (d - 5 - K)/2), independent of the first.
 
-The sync cosine is the largest over all shifts; the expected number of peaks above a level u = cos sqrt(d) of a random
-field with second spectral moments L is A sqrt(det L) (2 pi)^(-3/2) u exp(-u^2/2) (Adler & Taylor 2007; here with the
-tail of the sphere), which counts the shifts as they are: correlated. Orientations and bit counts multiply it. The
-payload's part may be taken after any refinement that looked at the sync pattern only. Both p-values are combined by
-their product q: P = q (1 - ln q) (Fisher). Geometries tried share the false-positive rate by weights fixed beforehand
-(`reader`).
+The sync cosine is the largest over all shifts of a square window of side T, a smooth random field with second spectral
+moments L. The expected Euler characteristic of what lies above a level c bounds the chance of a peak, and is nearly
+equal to it where that is small (Adler & Taylor 2007, Random Fields and Geometry):
+
+    T^2 sqrt(det L) r_2(c) + T (sqrt L_xx + sqrt L_yy) r_1(c) + r_0(c)
+
+with the densities of the unit sphere in d dimensions, s being a random point of it,
+
+    r_2 = G (2 pi)^-1 pi^-1/2 c (1 - c^2)^((d - 3)/2),   G = gamma(d/2) / gamma((d - 1)/2),
+    r_1 = (2 pi)^-1 (1 - c^2)^((d - 2)/2),   r_0 = P(Beta(1/2, (d - 1)/2) > c^2) / 2.
+
+It counts the shifts as they are, correlated, with any fraction of a pixel; r_1 and r_0 are for tiles of stripes, that
+look the same along a line. Orientations and bit counts multiply it. The payload's part may be taken after any
+refinement that looked at the sync pattern only. Both p-values are combined by their product q: P = q (1 - ln q)
+(Fisher). Geometries tried share the false-positive rate by weights fixed beforehand (`reader`).
 
 **Match** (message given): the number of equal bits is binomial with 1/2. The two are never mixed.
 """
@@ -122,17 +131,22 @@ def sync_log_p(cosine: np.ndarray, roughness: np.ndarray, dimensions: int, area:
     """Natural logarithm of the chance that the best sync cosine over all shifts and tries is this large.
 
     Args:
-        cosine: Largest cosine.
-        roughness: sqrt(det L) of the tile's correlation, 1/pixel^2 (`alignment.roughness`).
+        cosine: Largest cosine, (...).
+        roughness: (..., 2), sqrt L_xx + sqrt L_yy in 1/pixel and sqrt(det L) in 1/pixel^2 of the tile's correlation
+            (`alignment.roughness`).
         dimensions: d.
         area: Number of shifts in square pixels (64 * 64).
         tries: Orientations x bit counts x geometries.
     """
     cosine = np.clip(np.asarray(cosine, dtype=np.float64), 1e-6, 1 - 1e-12)
-    tail = (dimensions - 4) / 2 * np.log1p(-(cosine**2))
-    peaks = np.log(area * roughness * (2 * np.pi) ** -1.5 * cosine * math.sqrt(dimensions)) + tail
-    single = log_beta_tail(cosine**2, 0.5, (dimensions - 1) / 2) - math.log(2) + math.log(area)
-    expected = np.minimum(peaks, single) + math.log(tries)
+    log_rest = np.log1p(-(cosine**2))
+    ratio = math.lgamma(dimensions / 2) - math.lgamma((dimensions - 1) / 2)
+    with np.errstate(divide="ignore"):  # a tile of stripes has determinant 0
+        inside = np.log(area * roughness[..., 1] * cosine) + ratio - math.log(2 * math.pi**1.5)
+        edges = np.log(math.sqrt(area) * roughness[..., 0]) - math.log(2 * math.pi)
+    corner = log_beta_tail(cosine**2, 0.5, (dimensions - 1) / 2) - math.log(2)
+    expected = np.logaddexp(inside + (dimensions - 3) / 2 * log_rest, edges + (dimensions - 2) / 2 * log_rest)
+    expected = np.logaddexp(expected, corner) + math.log(tries)
     # The number of peaks is Poisson: at least one.
     return np.log(-np.expm1(-np.exp(np.minimum(expected, 3.0)))) * (expected > -30) + expected * (expected <= -30)
 

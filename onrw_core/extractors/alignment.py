@@ -4,8 +4,8 @@ In the band, the correlation of a sync pattern s with the tile t moved by (x, y)
 
     c(x, y) = Re sum_k conj(s_k) t_k exp(2 pi i (kx x + ky y) / 64),
 
-so one inverse FFT gives it for all shifts; a few Newton steps find the peak between the pixels. The eight orientations
-of a tile only permute its frequencies.
+for all shifts at once two small matrix products, over kx and over ky; a few Newton steps find the peak between the
+pixels. The eight orientations of a tile only permute its frequencies.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = ["ORIENTATIONS", "Alignment", "align", "oriented", "refine", "roughnes
 
 GRID = 48  # shifts tried per side: steps of 4/3 pixels, an eighth of the shortest period
 NEWTON_STEPS = 4
+CHUNK = 4  # tiles whose surfaces are made at a time; they stay in the cache
 
 
 def _orientations() -> Tensor:
@@ -61,17 +62,18 @@ def oriented(tiles: Tensor) -> Tensor:
 
 
 def roughness(tiles: Tensor) -> Tensor:
-    """Square root of the determinant of the second spectral moments, (N,), in 1/pixel^2.
+    """How fast the correlation of tiles with a random pattern varies, hence how many independent shifts there are.
 
-    It says how fast the correlation of a tile with a random pattern varies, hence how many independent shifts there
-    are.
+    Returns:
+        (N, 2): of the second spectral moments L, sqrt L_xx + sqrt L_yy in 1/pixel, and sqrt(det L) in 1/pixel^2.
     """
     a, b = tiles.double().chunk(2, -1)
     power = a * a + b * b
     power = power / power.sum(-1, keepdim=True)
     k = FREQUENCIES.double() * (2 * torch.pi / TILE)
     moments = torch.einsum("nk,ki,kj->nij", power, k, k)
-    return torch.linalg.det(moments).clamp(min=0).sqrt()
+    along = moments.diagonal(dim1=1, dim2=2).sqrt().sum(1)
+    return torch.stack([along, torch.linalg.det(moments).clamp(min=0).sqrt()], 1)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,33 @@ def _spectrum(tiles: Tensor) -> Tensor:
     return torch.complex(a, b)
 
 
+@lru_cache(maxsize=1)
+def _waves() -> tuple[Tensor, Tensor, Tensor]:
+    """What the sum over the band is as two matrix products: first along x, then along y.
+
+    Returns:
+        Places of the 182 frequencies in a rectangle of (ky, kx), 182 where it has none; exp(i kx x) and exp(i ky y) at
+        `GRID` positions, as real matrices that act on real parts followed by imaginary parts.
+    """
+    kx, ky = FREQUENCIES.unbind(1)
+    reach = int(kx.abs().max())
+    place = torch.full((int(ky.max()) + 1, 2 * reach + 1), len(FREQUENCIES))
+    place[ky, kx + reach] = torch.arange(len(FREQUENCIES))
+    position = torch.arange(GRID, dtype=torch.float64) * (2 * torch.pi / GRID)
+    x = torch.arange(-reach, reach + 1)[:, None] * position
+    y = torch.arange(len(place))[:, None] * position
+    along_x = torch.cat([torch.cat([x.cos(), x.sin()], 1), torch.cat([-x.sin(), x.cos()], 1)])
+    return place, along_x, torch.cat([y.cos(), -y.sin()]).T.contiguous()
+
+
+def _surface(product: Tensor) -> Tensor:
+    """c(x, y) on the grid of shifts, (N, GRID, GRID), of conj(s_k) t_k as real and imaginary parts (N, 2, 182)."""
+    place, along_x, along_y = _waves()
+    rectangle = F.pad(product, (0, 1))[..., place].transpose(1, 2).flatten(2)  # (N, ky, real kx and imaginary kx)
+    rows = (rectangle @ along_x.to(product)).unflatten(2, (2, GRID)).transpose(1, 2).flatten(1, 2)
+    return along_y.to(product) @ rows
+
+
 def align(tiles: Tensor, sync: Tensor, orientations: Tensor | None = None) -> Alignment:
     """Try all shifts and orientations of all tiles against all sync patterns.
 
@@ -105,18 +134,23 @@ def align(tiles: Tensor, sync: Tensor, orientations: Tensor | None = None) -> Al
     """
     unit = oriented(F.normalize(tiles, dim=-1))
     chosen = torch.arange(len(ORIENTATIONS)) if orientations is None else orientations
-    unit = _spectrum(unit[:, chosen])
-    product = unit[:, None] * _spectrum(sync.to(tiles)).conj()[None, :, None]  # (N, S, O, 182)
-    grid = product.new_zeros(*product.shape[:-1], GRID, GRID)
-    kx, ky = FREQUENCIES.unbind(1)
-    grid[..., ky % GRID, kx % GRID] = product
-    surface = torch.fft.ifft2(grid).real * GRID**2
-    best, index = surface.flatten(2).max(2)
+    unit, pattern = _spectrum(unit[:, chosen]), _spectrum(sync.to(tiles)).conj()
+    parts = [_peaks(u[:, None] * pattern[None, :, None]) for u in unit.split(CHUNK)]
+    best, index = (torch.cat(part) for part in zip(*parts, strict=True))
     step = TILE / GRID
     shift = index % GRID**2
     return Alignment(
         best, chosen[index // GRID**2], (shift % GRID) * step, torch.div(shift, GRID, rounding_mode="floor") * step
     )
+
+
+def _peaks(product: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest correlation over orientations and shifts, and its place, of conj(s_k) t_k (N, S, O, 182): (N, S) each."""
+    surface = _surface(torch.stack([product.real, product.imag], -2).flatten(0, 2))
+    surface = surface.reshape(*product.shape[:2], -1, GRID)  # a row for each orientation and y
+    best, row = surface.amax(-1).max(-1)
+    inside = surface.gather(2, row[..., None, None].expand(-1, -1, -1, GRID))[:, :, 0].argmax(-1)
+    return best, row * GRID + inside
 
 
 def refine(tile: Tensor, sync: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
