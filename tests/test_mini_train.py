@@ -13,9 +13,10 @@ from onrw_core.mini import load_mini, train_autoencoder, train_unet
 from onrw_core.mini.autoencoder import PatchAutoencoder
 from onrw_core.mini.data import load_photos, read_captions
 from onrw_core.mini.loop import Budget
+from onrw_core.mini.pack import pack
 from onrw_core.mini.train import train
 from onrw_core.mini.unet import UNetConfig
-from onrw_core.mini.weights import AUTOENCODER_FILE, export_module
+from onrw_core.mini.weights import AUTOENCODER_FILE, CHECKSUM_FILE, TEXT_FILE, UNET_FILE, export_module
 
 SMALL = {"latent_channels": 4, "stem": 8, "encoder": 8, "decoder": 8, "head": 8, "encoder_blocks": 1}
 TINY_UNET = UNetConfig(channels=4, width=32, multiples=(1, 1), attention=(False, True))
@@ -93,7 +94,6 @@ def test_autoencoder_resumes_to_the_same_weights(photos, tmp_path, quick):
 def test_unet_trains_resumes_and_exports(photos, tmp_path, quick):
     whole = load_photos(photos, tmp_path / "cache")
     out = tmp_path / "out"
-    (out / "cache").mkdir(parents=True)
     autoencoder = small_autoencoder().requires_grad_(False)
     export_module(autoencoder, out / AUTOENCODER_FILE, autoencoder.config)
     for steps in (2, 4):
@@ -110,6 +110,42 @@ def test_unet_trains_resumes_and_exports(photos, tmp_path, quick):
         train_unet.train_unet(
             whole, autoencoder, "y", out, seed=0, budget=Budget(4, None), device="cpu", config=TINY_UNET
         )
+
+
+def test_unet_goes_on_from_exported_weights(photos, tmp_path, quick):
+    whole, autoencoder = load_photos(photos, tmp_path / "cache"), small_autoencoder()
+
+    def run(out, steps, config=TINY_UNET):
+        train_unet.train_unet(
+            whole, autoencoder, "small", out, seed=0, budget=Budget(steps, None), device="cpu", config=config
+        )
+        return (out / UNET_FILE).read_bytes()
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(first, 3)
+    fresh = run(second, 1)
+    (second / "unet.pt").unlink()
+    for name in (UNET_FILE, TEXT_FILE, CHECKSUM_FILE):
+        (second / name).write_bytes((first / name).read_bytes())
+    assert run(second, 1) != fresh
+    (second / "unet.pt").unlink()
+    with pytest.raises(ValueError, match="another structure"):
+        run(second, 1, UNetConfig(channels=4, width=32, multiples=(1, 2), attention=(False, True)))
+
+
+def test_pack_keeps_captions_and_the_limit(photos, tmp_path):
+    packed = tmp_path / "packed"
+    written = pack(photos, packed, 0.1, side=64)
+    entries = read_captions(packed)
+    assert [caption for _, caption in entries] == [caption for _, caption in read_captions(photos)]
+    assert written == sum(path.stat().st_size for path, _ in entries) <= 0.1 * 2**20
+    with Image.open(entries[0][0]) as image:
+        assert min(image.size) == 64
+    with pytest.raises(ValueError, match="exists"):
+        pack(photos, packed, 1)
+    with pytest.raises(ValueError, match="allow more"):
+        pack(photos, tmp_path / "none", 0.0001)
+    assert not (tmp_path / "none").exists()
 
 
 def test_timesteps_prefer_the_middle_and_forget_none():

@@ -58,6 +58,7 @@ class LatentSet:
 
     @torch.no_grad()
     def _encode(self, model: PatchAutoencoder, path: Path, device: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as stream:
             for index in tqdm(range(len(self.photos)), desc=f"latents {self.side}", mininterval=5.0):
                 height, width = (self.size[index] * FACTOR).tolist()

@@ -27,7 +27,7 @@ from .sampling import sample
 from .sheets import save_grid
 from .text import SPECIAL_TOKENS, TextEncoder, Tokenizer
 from .unet import UNet, UNetConfig
-from .weights import TEXT_FILE, UNET_FILE, export_module
+from .weights import TEXT_FILE, UNET_FILE, export_module, load_text, load_unet
 
 __all__ = ["train_unet"]
 
@@ -67,12 +67,15 @@ def train_unet(
     device: str,
     config: UNetConfig | None = None,
 ) -> None:
-    """Train (resuming ``out/unet.pt`` if it is there) and export the averaged weights into ``out``.
+    """Train and export the averaged weights into ``out``.
+
+    Resumes ``out/unet.pt``; without it, begins with exported weights that are in ``out`` already, or afresh.
 
     Writes ``unet.pt``, ``unet.jsonl`` (loss, held-out error of v per timestep), ``unet_samples.png`` and the exported
     weight files at every checkpoint.
     """
     config = UNetConfig() if config is None else config
+    out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_captions(photos.captions)
     torch.manual_seed(seed)
     nets = nn.ModuleDict({"unet": UNet(config), "text": TextEncoder(len(tokenizer))}).to(device)
@@ -91,6 +94,9 @@ def train_unet(
         step = state["step"]
         budget.resume(state["seconds"])
         log.info("unet: resumed at step %d", step)
+    elif (out / UNET_FILE).is_file() and (out / TEXT_FILE).is_file():
+        warm_start(nets, tokenizer, out)
+        average.load_state_dict(nets.state_dict())
     if device.startswith("cuda"):
         nets.to(memory_format=torch.channels_last)
 
@@ -161,6 +167,22 @@ def train_unet(
                 sheeted = budget.seconds()
     save()
     sample_sheet(average, autoencoder, tokenizer, out / "unet_samples.png")
+
+
+def warm_start(nets: nn.ModuleDict, tokenizer: Tokenizer, out: Path) -> None:
+    """Begin with exported weights, as where a run goes on from another machine without its large checkpoint.
+
+    Raises:
+        ValueError: The weights have another structure or another vocabulary than this run.
+    """
+    unet, (known, text) = load_unet(out), load_text(out)
+    if unet.config != nets["unet"].config or known.vocabulary != tokenizer.vocabulary:
+        raise ValueError(
+            f"the weights in {out} have another structure or other words; give another --out or delete them"
+        )
+    nets["unet"].load_state_dict(unet.state_dict())
+    nets["text"].load_state_dict(text.state_dict())
+    log.info("unet: goes on from the exported weights in %s", out)
 
 
 def attention_kernel(device: str, side: int) -> AbstractContextManager:
