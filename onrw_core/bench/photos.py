@@ -14,7 +14,7 @@ from ..fingerprint import image_digest
 from ..images import load
 from ..rounding import LEVELS
 
-__all__ = ["MOSAIC", "Photo", "load_photos", "mosaic"]
+__all__ = ["MOSAIC", "SUFFIXES", "Photo", "load_photos", "mosaic", "sized"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTIONS = "captions.tsv"
@@ -61,7 +61,7 @@ def load_photos(
     if not paths:
         raise ValueError(f"--images {directory}: no picture in it that matches {match!r}")
     captions = _captions(directory / CAPTIONS)
-    return [Photo(p.stem, _sized(load(p).rgb, size), captions.get(p.name, "")) for p in paths]
+    return [Photo(p.stem, sized(load(p).rgb, size), captions.get(p.name, "")) for p in paths]
 
 
 def mosaic(photos: list[Photo]) -> Photo:
@@ -82,7 +82,8 @@ def _captions(path: Path) -> dict[str, str]:
         return {row[0]: row[1] for row in csv.reader(file, delimiter="\t") if len(row) > 1}
 
 
-def _sized(image: Tensor, size: int | None) -> Tensor:
+def sized(image: Tensor, size: int | None) -> Tensor:
+    """Bring a picture (3, H, W) to `size` pixels of the shorter side; None to leave it."""
     height, width = image.shape[-2:]
     if size is None or min(height, width) == size:
         return image

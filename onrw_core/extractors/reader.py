@@ -30,7 +30,7 @@ from .polish import blocks, polished
 from .search import ASPECTS, candidates, levels
 from .whitening import flat_mask, whiten
 
-__all__ = ["average_tile", "read", "tile_of", "whitened"]
+__all__ = ["attempt_tiles", "average_tile", "read", "tile_of", "whitened"]
 
 WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in, pixels
 ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that is looked at, pixels
@@ -190,6 +190,26 @@ def _geometries(y: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry |
             matrix = torch.eye(3, dtype=torch.float64)
             matrix[:2, :2] = candidate.linear
             yield Geometry(matrix), weight, True
+
+
+def attempt_tiles(y: Tensor, size: int = WORKING_SIZE, search: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """What `read` compares with a key's patterns, before any polish: no key takes part in it.
+
+    Args:
+        y: Luminance, (1, 1, H, W).
+        size: See `KeyedExtractor.read`.
+        search: Whether to search.
+
+    Returns:
+        Average tiles (A, 364), the weights of the attempts (A,), and whether the search proposed them (A,).
+    """
+    shape = (y.shape[-2], y.shape[-1])
+    tiles, weights, searched = [], [], []
+    for geometry, weight, proposed in _geometries(y, size, search):
+        tiles.append(tile_of(y, _in_frame(geometry or Geometry.identity(), shape), ATTEMPT_SIDE)[0])
+        weights.append(weight)
+        searched.append(proposed)
+    return torch.stack(tiles), torch.tensor(weights), torch.tensor(searched)
 
 
 def read(y: Tensor, carriers: Carriers, *, search: bool = True, fpr: float = 1e-6, size: int = WORKING_SIZE) -> Reading:
