@@ -89,6 +89,12 @@ COMMANDS = (
         "onrw bench robustness --images photos --out results",
     ),
     Command(
+        ("bench", "false-positives"),
+        ".bench.false_positives",
+        "measure how often unmarked photos are taken for marked ones",
+        "onrw bench false-positives --images photos --keys 300 --readings 300000 --out results",
+    ),
+    Command(
         ("bench", "speed"),
         ".bench.speed",
         "measure time and memory",

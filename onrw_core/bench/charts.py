@@ -7,7 +7,7 @@ from typing import Any
 
 from .report import PLAIN
 
-__all__ = ["robustness_chart", "speed_chart"]
+__all__ = ["false_positives_chart", "robustness_chart", "speed_chart"]
 
 INCHES_PER_ATTACK = 0.42
 DPI = 130
@@ -67,6 +67,30 @@ def speed_chart(report: dict[str, Any], path: Path) -> None:
         left = [a + b for a, b in zip(left, seconds, strict=True)]
     parts.set_xlabel("seconds an iteration")
     parts.legend(fontsize=7)
+    _save(figure, path)
+
+
+def false_positives_chart(report: dict[str, Any], path: Path) -> None:
+    """Empirical against nominal rate of false alarms, with the interval by photo.
+
+    Args:
+        report: What `onrw bench false-positives` writes.
+        path: Picture file to write.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(6, 5.5))
+    for i, name in enumerate(name for name in ("plain", "search") if name in report):
+        rows = [row for row in report[name]["curve"] if row["count"] > 0]
+        nominal, rate, low, high = ([row[k] for row in rows] for k in ("nominal", "rate", "low", "high"))
+        axes.plot(nominal, rate, color=f"C{i}", label=f"{name}, {report[name]['readings']:,} readings")
+        axes.fill_between(nominal, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+    ends = [report["plain"]["curve"][i]["nominal"] for i in (0, -1)]
+    axes.plot(ends, ends, "k-", linewidth=0.8, label="as said")
+    for factor in (0.5, 2):
+        axes.plot(ends, [factor * end for end in ends], "k:", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="p-value said", ylabel="share of unmarked readings at or below it")
+    axes.set_title(f"{report['photos']} unmarked photos; dotted: factor 2; bands: 95 % by photo", fontsize=9)
+    axes.legend()
     _save(figure, path)
 
 

@@ -1,40 +1,232 @@
-"""How often the keyed reader cries wolf: unmarked photos, plain and attacked, read with many wrong keys.
+"""`onrw bench false-positives`: how often the keyed reader cries wolf, against what it says.
 
-The average tile of a picture does not depend on the key. So it is made once for each picture, and compared with the
-patterns of as many keys as wanted; one geometry each, and the p-value counts the shifts, orientations and bit counts.
+Unmarked photos, changed as photos are (`FORMS`, then a random attack of the suite onrw12-random), are read with wrong
+keys. The geometries that a reading tries, and the average tile in each, do not depend on the key. So they are found
+once for each photo, and compared with the patterns of as many keys as wanted. What a reading does beyond that, the
+polish of a promising geometry, follows the sync pattern, which is not counted a second time; the payload is independent
+of it.
+
+Of all readings, the share with p <= a should be a, for every a. Photos are the independent draws: the interval is a
+bootstrap over them. Tiles and p-values are kept in the output folder; an interrupted run goes on.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..attacks import attack, suite
-from ..detection import energy_log_p, product_log_p, sync_log_p
-from ..extractors.alignment import ORIENTATIONS, align, oriented, refine, roughness
-from ..extractors.carriers import BIT_COUNTS, DIMENSIONS, TILE, Carriers
-from ..extractors.folding import shifted
+from ..extractors.alignment import roughness
+from ..extractors.batch import presences
+from ..extractors.carriers import Carriers
 from ..extractors.keyed import KeyedExtractor
+from ..extractors.reader import attempt_tiles
+from ..extractors.whitening import luminance
+from ..images import load
 from ..keys import Key
-from .cache import generator_for
-from .photos import Photo
+from .cache import generator_for, write
+from .photos import SUFFIXES, Photo, sized
 
-__all__ = ["RATES", "false_positives", "presence"]
+__all__ = ["PATHS", "RATES", "add_arguments", "calibration", "false_positives", "run", "unmarked"]
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
-REPORT_EVERY = 50  # keys
+PATHS = ("plain", "search")  # what is read: the picture as it is, or that and all that the search proposes
+FORMS = ("whole", "512", "256")  # as it is; brought to 512 pixels of the shorter side; its middle of 256 x 256
+LEVELS = np.logspace(-1, -6, 51)  # of the curve
+RESAMPLED = 2000  # bootstrap draws
+INTERVAL = (2.5, 97.5)  # per cent
+OUT = Path("bench-false-positives")
+REPORT_EVERY = 50  # photos or keys
+
+Tell = Callable[[str], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `onrw bench false-positives`."""
+    add = parser.add_argument
+    add("--images", type=Path, nargs="+", required=True, help="folders of unmarked photos")
+    add("--photos", type=int, metavar="N", help="take N of them, evenly spread over the folders' files")
+    add("--readings", type=int, default=300_000, help="plain readings at least")
+    add("--keys", type=int, default=300, help="wrong keys at least")
+    add("--search-keys", type=int, default=0, metavar="N", help="of them, read N with the whole search too; slow")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=OUT, help="folder of tiles, p-values, report and plot")
+    add("--no-chart", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark, print its table, write JSON and plot; 0 on success."""
+    files = [file for folder in args.images for file in _files(folder)]
+    if args.photos is not None and args.photos < len(files):
+        files = [files[i * len(files) // args.photos] for i in range(args.photos)]
+    keys = {"plain": max(args.keys, math.ceil(args.readings / len(files))), "search": args.search_keys}
+    settings = {"seed": args.seed, "photos": [f"{f.name} {f.stat().st_size}" for f in files]}
+    text = json.dumps(settings, indent=1)
+    folder = args.out / f"unmarked-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "settings.json", text)
+    report: dict[str, Any] = {"photos": len(files), "seed": args.seed}
+    for path in PATHS:
+        if keys[path]:
+            report[path] = calibration(_p_values(path, files, keys[path], args.seed, folder))
+    print(_table(report))
+    write(args.out / "report.json", json.dumps(report, indent=1))
+    print(f"report: {args.out / 'report.json'}")
+    if not args.no_chart:
+        from .charts import false_positives_chart
+
+        false_positives_chart(report, args.out / "false-positives.png")
+        print(f"chart: {args.out / 'false-positives.png'}")
+    return 0
+
+
+def unmarked(file: Path, seed: int) -> tuple[Tensor, str]:
+    """A photo as it might be received, (1, 3, H, W), and what was done to it; the same for the same name and seed."""
+    generator = generator_for(seed, file.stem, "unmarked")
+    form = FORMS[int(torch.randint(len(FORMS), (), generator=generator))]
+    image = load(file).rgb
+    if form == "512":
+        image = sized(image, int(form))
+    elif form == "256":
+        top, left = (max(0, side - int(form)) // 2 for side in image.shape[-2:])
+        image = image[:, top : top + int(form), left : left + int(form)]
+    actions = [attack("identity"), *suite("onrw12-random", generator)]
+    action = actions[int(torch.randint(len(actions), (), generator=generator))]
+    return action(image[None], generator).images, f"{form}, {action}"
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"--images {folder}: no picture in it; give a folder of photos")
+    return files
+
+
+def _p_values(path: str, files: list[Path], keys: int, seed: int, folder: Path) -> np.ndarray:
+    """Presence p-values (base-10 logarithm) of all readings, (keys, photos), as far as the folder lacks them."""
+    rows: list[np.ndarray] = []
+    found = None
+    for i in range(keys):
+        row = folder / f"{path}-{i}.npy"
+        if not row.is_file():
+            if found is None:
+                found = _all_tiles(path, files, seed, folder)
+            carriers = Carriers.from_key(Key(hashlib.sha256(f"wrong key {i} of {seed}".encode()).digest()))
+            _keep(row, _combined(presences(found[0], carriers, found[3]).log10_p, *found[1:3]))
+        rows.append(np.load(row))
+        if (i + 1) % REPORT_EVERY == 0 and found is not None:
+            _tell(f"{path}: wrong key {i + 1}/{keys}")
+    return np.stack(rows)
+
+
+def _combined(log10_p: np.ndarray, log10_weight: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The p-values of readings from those of their attempts, which follow one another from `starts` on."""
+    return np.minimum(np.minimum.reduceat(log10_p - log10_weight, starts), 0)
+
+
+def _all_tiles(path: str, files: list[Path], seed: int, folder: Path) -> tuple[Tensor, np.ndarray, np.ndarray, Tensor]:
+    """The tiles of all photos' attempts, logarithms of their weights, where each photo's begin, and roughness."""
+    tiles, weights, counts = [], [], []
+    for number, file in enumerate(files, 1):
+        kept = folder / f"{path}-tiles-{file.stem}.npz"
+        if not kept.is_file():
+            y = luminance(unmarked(file, seed)[0])
+            with torch.no_grad():
+                tile, weight, _ = attempt_tiles(y, search=path == "search")
+            _keep(kept, tile.numpy(), weight.numpy())
+            if number % REPORT_EVERY == 0:
+                _tell(f"{path}: photo {number}/{len(files)}")
+        with np.load(kept) as arrays:
+            tiles.append(arrays["arr_0"])
+            weights.append(arrays["arr_1"])
+        counts.append(len(weights[-1]))
+    stack = torch.from_numpy(np.concatenate(tiles))
+    starts = np.cumsum([0, *counts[:-1]])
+    return stack, np.log10(np.concatenate(weights)), starts, roughness(stack)
+
+
+def _keep(file: Path, *arrays: np.ndarray) -> None:
+    """Write one array, or several, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("wb") as stream:
+        if len(arrays) == 1 and file.suffix == ".npy":
+            np.save(stream, arrays[0].astype(np.float32))
+        else:
+            np.savez(stream, *arrays)
+    temporary.replace(file)
+
+
+def calibration(log10_p: np.ndarray) -> dict[str, Any]:
+    """Empirical rates of p-values.
+
+    Args:
+        log10_p: (keys, photos).
+
+    Returns:
+        readings, keys, photos, lowest_log10_p, and for `RATES` ("table") and `LEVELS` ("curve") rows of: nominal rate,
+        count, empirical rate, and the ends of its 95 % interval by photo.
+    """
+    keys, photos = log10_p.shape
+    draws = np.random.default_rng(0).multinomial(photos, [1 / photos] * photos, size=RESAMPLED) / photos
+
+    def rows(levels: np.ndarray) -> list[dict[str, float]]:
+        by_photo = np.stack([(log10_p <= math.log10(level)).mean(0) for level in levels], 1)
+        low, high = np.percentile(draws @ by_photo, INTERVAL, axis=0)
+        return [
+            {
+                "nominal": float(n),
+                "count": round(r * keys * photos),
+                "rate": float(r),
+                "low": float(a),
+                "high": float(b),
+            }
+            for n, r, a, b in zip(levels, by_photo.mean(0), low, high, strict=True)
+        ]
+
+    return {
+        "readings": log10_p.size,
+        "keys": keys,
+        "photos": photos,
+        "lowest_log10_p": float(log10_p.min()),
+        "table": rows(np.array(RATES)),
+        "curve": rows(LEVELS),
+    }
+
+
+def _table(report: dict[str, Any]) -> str:
+    lines = []
+    for path in PATHS:
+        if path not in report:
+            continue
+        r = report[path]
+        lines.append(f"{path}: {r['readings']} readings of {r['photos']} photos with {r['keys']} wrong keys")
+        lines.append(f"{'nominal':>9}{'readings':>10}{'rate':>11}{'95 % by photo':>24}{'ratio':>8}")
+        for row in r["table"]:
+            interval = f"{row['low']:.3g} to {row['high']:.3g}"
+            ratio = row["rate"] / row["nominal"]
+            lines.append(f"{row['nominal']:>9g}{row['count']:>10}{row['rate']:>11.3g}{interval:>24}{ratio:>8.2f}")
+        lines.append(f"lowest p: 1e{r['lowest_log10_p']:.1f}")
+    return "\n".join(lines)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def false_positives(
-    photos: list[Photo], key: Key, readings: int, seed: int, tell: Callable[..., None] = lambda *_: None
+    photos: list[Photo], key: Key, readings: int, seed: int, tell: Tell = lambda _: None
 ) -> dict[str, Any]:
-    """Read unmarked photos with wrong keys.
+    """Read photos, plain and after the suite onrw12, with keys that marked none of them.
 
     Args:
         photos: Unmarked.
@@ -58,42 +250,16 @@ def false_positives(
     values = []
     for i in range(keys):
         wrong = Key(key.stream(f"wrong key {i}", 32))
-        values.append(presence(stack, Carriers.from_key(wrong)))
+        values.append(presences(stack, Carriers.from_key(wrong)).log10_p)
         if (i + 1) % REPORT_EVERY == 0:
             tell(f"wrong key {i + 1}/{keys}")
-    log10_p = torch.stack(values)
+    log10_p = np.concatenate(values)
     counts = {f"{rate:g}": int((log10_p <= math.log10(rate)).sum()) for rate in RATES}
     return {
-        "readings": log10_p.numel(),
+        "readings": log10_p.size,
         "keys": keys,
         "photos": len(photos),
         "counts": counts,
-        "rates": {rate: count / log10_p.numel() for rate, count in counts.items()},
+        "rates": {rate: count / log10_p.size for rate, count in counts.items()},
         "lowest_log10_p": float(log10_p.min()),
     }
-
-
-@torch.no_grad()
-def presence(tiles: Tensor, carriers: Carriers) -> Tensor:
-    """Presence p-values (base-10 logarithm, (N,)) of tiles (N, 364) under one key, one geometry each."""
-    sync = carriers.sync.to(tiles)
-    found = align(tiles, sync)
-    counts = found.cosine.argmax(1)
-    rough = roughness(tiles)
-    turned = oriented(tiles)
-    cosines, fractions = torch.empty(len(tiles)), torch.empty(len(tiles))
-    for i, count in enumerate(counts.tolist()):
-        tile = turned[i, found.orientation[i, count]]
-        x, y, cosines[i] = refine(tile, sync[count], found.x[i, count], found.y[i, count])
-        tile = F.normalize(shifted(tile, x, y).double(), dim=0)
-        energy = 1 - (carriers.sync @ tile).square().sum()
-        fractions[i] = (carriers.payload[: BIT_COUNTS[count]] @ tile).square().sum() / energy
-    tries = len(ORIENTATIONS) * len(BIT_COUNTS)
-    log_p = np.empty(len(tiles))
-    for count, num_bits in enumerate(BIT_COUNTS):
-        of = (counts == count).numpy()
-        if of.any():
-            first = sync_log_p(cosines.numpy()[of], rough.numpy()[of], DIMENSIONS, TILE * TILE, tries)
-            second = energy_log_p(fractions.numpy()[of], num_bits, DIMENSIONS - len(BIT_COUNTS))
-            log_p[of] = product_log_p(first, second)
-    return torch.from_numpy(log_p / math.log(10))
