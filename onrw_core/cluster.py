@@ -1,0 +1,235 @@
+"""Jobs on a Ray cluster: workers that load the model once, and none of whose deaths loses a job.
+
+A worker is a Ray actor, a process on one of the machines, with a GPU or some cores of its own. Each has two jobs at a
+time, so that it never waits for the next. When a worker dies, its jobs go to the front of the queue and another worker
+is started in its place; a job that was lost once runs alone from then on, so that a photo that kills its workers is
+found out and given up, and no other with it.
+
+What the workers need beside the model (the key, the message) goes to them in a call of a method: from process memory to
+process memory. The arguments of a constructor would be kept by the cluster's head, and those of a command be seen in
+the list of processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from . import __version__
+from .folder import Job, Outcome, attempt
+
+__all__ = ["LOCAL", "stream"]
+
+LOCAL = "local"
+THREADS = 4  # of a worker without a GPU, where the machines have so many
+DEPTH = 2  # jobs that a worker has at a time
+ATTEMPTS = 3  # of a job whose workers die
+RESTARTS = 3  # of workers in a row, with no job done in between, for each of them
+WAIT_SECONDS = 600.0  # for a first worker to be placed and to load its model
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """A process of the cluster that does jobs. Its methods may run in several threads."""
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.optimiser = threading.Lock()
+
+    def start(self, make: Callable[..., Any], *arguments: Any) -> str:
+        """Load what jobs need; returns the version of this package here."""
+        self.marker = make(*arguments)
+        return __version__
+
+    def do(self, job: Job, content: bytes) -> Any:
+        """A job from file content to file content; a second one may be decoded and encoded beside it."""
+        photo = self.marker.decode(job, content)
+        with self.optimiser:
+            marked = self.marker.optimise(photo)
+        return self.marker.encode(marked)
+
+
+def stream(
+    jobs: Iterable[Job],
+    read: Callable[[Job], bytes | None],
+    make: Callable[..., Any],
+    arguments: tuple,
+    *,
+    address: str,
+    workers: int | None = None,
+    threads: int | None = None,
+) -> Iterator[tuple[Job, Outcome]]:
+    """Do jobs on a cluster.
+
+    Args:
+        jobs: What is to be done.
+        read: Done here: the content of a photo's file, or None where there is nothing to be done.
+        make: Called in each worker with `arguments`; returns the marker, whose `decode(job, content)`, `optimise` and
+            `encode` are called with each other's results.
+        arguments: Small ones travel from memory to memory; None of them is shown or logged.
+        address: Of the cluster, as `ray.init` takes it, or "local" for one of this machine's own, for this call.
+        workers: How many; by default as many as the cluster has GPUs, or groups of `threads` cores.
+        threads: Of each worker.
+
+    Yields:
+        (job, outcome), in the order in which they are done.
+
+    Raises:
+        ValueError: If Ray is not installed or the cluster cannot be used.
+        OSError: If the workers die faster than they do jobs.
+    """
+    contents = ((job, attempt(read, job)) for job in jobs)
+    for first in contents:
+        if isinstance(first[1], bytes):
+            break
+        yield first
+    else:
+        return  # no cluster is needed
+    with _connected(address, workers, threads) as ray:
+        gpus, threads, workers = _shares(ray, workers, threads)
+        crew = _Crew(ray, gpus, threads, make, arguments, restarts=RESTARTS * workers)
+        for _ in range(workers):
+            crew.hire()
+        yield from _assign(crew, chain([first], contents), read)
+
+
+class _Crew:
+    """The workers and what each of them is at.
+
+    Attributes:
+        ready: Workers that have started, each with its jobs.
+        calls: Calls under way: the worker and the job, None for the start.
+    """
+
+    def __init__(self, ray: Any, gpus: int, threads: int, make: Callable, arguments: tuple, restarts: int) -> None:
+        self.ray, self.make, self.arguments, self.threads = ray, make, arguments, threads
+        # On a GPU the cores are idle enough to decode and encode beside the optimisation.
+        self.kind = ray.remote(Worker).options(
+            num_gpus=gpus, num_cpus=threads, max_concurrency=DEPTH if gpus else 1, max_restarts=0
+        )
+        self.restarts = self.left = restarts
+        self.ready: dict[Any, list[Job]] = {}
+        self.calls: dict[Any, tuple[Any, Job | None]] = {}
+
+    def hire(self) -> None:
+        worker = self.kind.remote(self.threads)
+        self.calls[worker.start.remote(self.make, *self.arguments)] = worker, None
+
+    def give(self, worker: Any, job: Job, content: bytes) -> None:
+        self.ready[worker].append(job)
+        self.calls[worker.do.remote(job, content)] = worker, job
+
+    def wait(self) -> tuple[Job | None, Outcome, list[Job]]:
+        """Wait for a call: its job (None for a start), what came of it, and the jobs that a dead worker left."""
+        errors = self.ray.exceptions
+        done, _ = self.ray.wait(list(self.calls), num_returns=1, timeout=None if self.ready else WAIT_SECONDS)
+        if not done:
+            raise OSError(f"cluster: no worker could start within {WAIT_SECONDS:.0f} s; give it free cores or GPUs")
+        worker, job = self.calls.pop(done[0])
+        try:
+            outcome = self.ray.get(done[0])
+        except errors.RayTaskError as error:
+            outcome = error.cause if isinstance(error.cause, Exception) else error
+        except errors.RayError as error:
+            return None, None, self._replace(worker, error)
+        if job is not None:
+            self.ready[worker].remove(job)
+            self.left = self.restarts
+            return job, outcome, []
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome != __version__:
+            raise ValueError(f"cluster: a worker has onrw {outcome}, this is {__version__}; install the same everywhere")
+        self.ready[worker] = []
+        return None, None, []
+
+    def _replace(self, worker: Any, error: Exception) -> list[Job]:
+        """Hire another worker for a dead one; what that one was at."""
+        lost = self.ready.pop(worker, [])
+        self.calls = {call: told for call, told in self.calls.items() if told[0] is not worker}
+        if not self.left:
+            raise OSError(f"cluster: workers die faster than they mark photos ({type(error).__name__}); see Ray's logs")
+        log.warning("a worker was lost%s; another takes its place", f" with {lost[0][0].name}" if lost else "")
+        self.left -= 1
+        self.ray.kill(worker)  # where it was the connection that died
+        self.hire()
+        return lost
+
+
+def _assign(crew: _Crew, contents: Iterator[tuple], read: Callable[[Job], bytes | None]) -> Iterator[tuple]:
+    """Give jobs to whoever has room, until all are done; (job, outcome)."""
+    again: deque[Job] = deque()
+    losses: Counter[Job] = Counter()
+    last = False
+    while True:
+        for worker, jobs in list(crew.ready.items()):
+            while len(jobs) < DEPTH and not any(losses[job] for job in jobs) and not (again and jobs):
+                job, content = (again[0], attempt(read, again.popleft())) if again else next(contents, (None, None))
+                if job is None:
+                    last = True
+                    break
+                if isinstance(content, bytes):
+                    crew.give(worker, job, content)
+                else:
+                    yield job, content
+        if last and not again and not any(crew.ready.values()):
+            return
+        job, outcome, lost = crew.wait()
+        if job is not None:
+            yield job, outcome
+        for job in reversed(lost):
+            losses[job] += 1
+            if losses[job] < ATTEMPTS:
+                again.appendleft(job)
+            else:
+                yield job, ChildProcessError(f"{job[0]}: its worker died {ATTEMPTS} times; has it enough memory?")
+
+
+def _shares(ray: Any, workers: int | None, threads: int | None) -> tuple[int, int, int]:
+    """GPUs and threads of a worker, and how many workers.
+
+    Raises:
+        ValueError: If no machine has room for one.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores, gpus = (sum(int(machine.get(kind, 0)) for machine in machines) for kind in ("CPU", "GPU"))
+    if threads is None:
+        threads = max(1, min(THREADS, cores // (workers or gpus or 1)))
+    room = sum(
+        min(int(machine.get("CPU", 0)) // threads, int(machine.get("GPU", 0)) if gpus else cores)
+        for machine in machines
+    )
+    if not room:
+        raise ValueError(f"cluster: no machine has {threads} cores{' beside a GPU' * bool(gpus)}; give fewer --threads")
+    return min(gpus, 1), threads, workers or room
+
+
+@contextmanager
+def _connected(address: str, workers: int | None, threads: int | None) -> Iterator[Any]:
+    """Ray, connected to a cluster, or to one of this machine's own."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("--ray: Ray is not installed; `pip install 'onrw[ray]'`") from None
+    options = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
+    if address == LOCAL:
+        cores = max(os.cpu_count() or 1, (workers or 0) * (threads or 1))
+        options |= {"include_dashboard": False, "num_cpus": cores}
+    try:
+        ray.init(**options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"--ray {address}: cannot be reached ({error}); `ray status` says whether it runs") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
