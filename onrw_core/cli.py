@@ -71,6 +71,13 @@ COMMANDS = (
         "  onrw lookup c0ffee --registry ids.db",
     ),
     Command(
+        ("convert",),
+        ".commands.convert",
+        "write another's decoder as safetensors, for --extractor",
+        "onrw convert dec_48b.pth -o decoder.safetensors\n"
+        "  onrw embed photo.jpg -o marked.png --key my.key --extractor decoder.safetensors",
+    ),
+    Command(
         ("demo",),
         ".demo",
         "mark a bundled photo, attack it, read it, and draw an overview",

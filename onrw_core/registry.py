@@ -7,6 +7,7 @@ marks never writes.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ __all__ = ["Entry", "Registry", "RegistryError", "perceptual_hash"]
 APPLICATION_ID = 0x4F4E5257  # "ONRW", in the header of the file
 VERSION = 1
 HASH_SIDE = 8
+HASH = re.compile(f"[0-9a-f]{{{HASH_SIDE**2 // 4}}}")
+SIMILAR = 6  # of 64 bits: a picture scaled or compressed differs from itself in fewer, from others in half of them
 REMEDY = "restore it from a copy, or choose another file"
 
 SCHEMA = """
@@ -154,6 +157,19 @@ class Registry:
     def entries(self) -> list[Entry]:
         """Everything, oldest first."""
         return self._select("ORDER BY time")
+
+    def similar(self, image_hash: str, distance: int = SIMILAR) -> list[tuple[int, Entry]]:
+        """Entries of pictures that look alike: (number of different bits of `perceptual_hash`, entry), nearest first.
+
+        This holds without any mark, and proves nothing: other pictures of the same scene look alike as well.
+        """
+        number = int(image_hash, 16)
+        found = [
+            ((int(entry.perceptual_hash, 16) ^ number).bit_count(), entry)
+            for entry in self.entries()
+            if HASH.fullmatch(entry.perceptual_hash)
+        ]
+        return sorted((pair for pair in found if pair[0] <= distance), key=lambda pair: pair[0])
 
     def _select(self, condition: str, *values: str) -> list[Entry]:
         query = f"SELECT id, time, file_hash, perceptual_hash, note, prompt_hash FROM entries {condition}"

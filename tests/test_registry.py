@@ -97,3 +97,16 @@ def test_perceptual_hash():
     assert distance(image[:, ::2, ::2]) <= 4
     assert distance((image * 1.1).clamp(0, 1)) <= 8
     assert distance(image.flip(2)) > 16
+
+
+def test_pictures_that_look_alike(path):
+    generator = torch.Generator().manual_seed(0)
+    image, other = torch.nn.functional.interpolate(torch.rand(2, 3, 9, 9, generator=generator), 128, mode="bicubic")
+    registry = Registry.create(path)
+    registry.add("1", perceptual_hash=perceptual_hash(image))
+    registry.add("2", perceptual_hash=perceptual_hash(other))
+    registry.add("3")
+    registry.add("4", perceptual_hash="no hash")
+    small = torch.nn.functional.interpolate(image[None], scale_factor=0.3, mode="bilinear", antialias=True)[0]
+    assert [entry.id for _, entry in registry.similar(perceptual_hash(small * 0.8))] == ["1"]
+    assert registry.similar(perceptual_hash(1 - image)) == []

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ..optimise import State
 
 __all__ = [
+    "Batch",
     "Progress",
+    "add_fpr",
     "add_key",
     "add_overwrite",
     "expand",
@@ -41,6 +43,20 @@ log = logging.getLogger(__name__)
 
 def add_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", metavar="FILE", help=f"key file; else the variable {ENVIRONMENT} holds its text")
+
+
+def add_fpr(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fpr", type=_rate, default=1e-6, metavar="P", help="rate of false alarms (default: 1e-6)")
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a rate of false alarms lies between 0 and 1, e.g. 1e-6")
+    return value
 
 
 def load_key(path: str | None) -> Key:
@@ -92,11 +108,17 @@ def expand(inputs: Iterable[str]) -> list[Path]:
     return files
 
 
-def plan(inputs: Sequence[str], output: str, overwrite: bool) -> list[tuple[Path, Path]]:
+def plan(
+    inputs: Sequence[str], output: str, overwrite: bool, expected: Callable[[Path], bool] = lambda result: False
+) -> list[tuple[Path, Path]]:
     """Which file goes where, checked before any work is done.
 
     One file goes to the file `output`; several, a folder's, or any when `output` is a folder or ends with a slash, go
     into that folder as PNG files of the same name. The folder is made.
+
+    Args:
+        inputs, output, overwrite: Of the command.
+        expected: Whether a result may be there already.
 
     Raises:
         ValueError: If something would be overwritten, or cannot be written.
@@ -116,7 +138,7 @@ def plan(inputs: Sequence[str], output: str, overwrite: bool) -> list[tuple[Path
         if result in seen:
             raise ValueError(f"{seen[result]} and {file} would both become {result}; mark them in two runs")
         seen[result] = file
-        if result.exists() and not overwrite:
+        if result.exists() and not overwrite and not expected(result):
             what = "is the input itself" if file.exists() and result.samefile(file) else "exists"
             raise ValueError(f"output {result}: {what}; name another, or give --overwrite")
     if jobs[0][1] is not target:
@@ -135,19 +157,41 @@ def run_batch(items: Sequence, work: Callable, name: Callable[..., Path]) -> int
     Returns:
         The exit code: 0 all done, 1 some, 2 none.
     """
-    failed = 0
+    batch = Batch(len(items))
     for item in items:
         try:
             work(item)
         except Exception as error:
-            if not isinstance(error, (ValueError, OSError)):
-                log.exception("unexpected:")
-            failed += 1
-            file, text = str(name(item)), str(error) or type(error).__name__
-            print(f"onrw: error: {text if file in text else f'{file}: {text}'}", file=sys.stderr)
-    if not failed:
-        return OK
-    return SOME_FAILED if failed < len(items) else BAD_INPUT
+            batch.failed(name(item), error)
+    return batch.code
+
+
+class Batch:
+    """What came of many files.
+
+    Attributes:
+        total: How many there are.
+        failures: How many of them failed.
+        skipped: How many were done before.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.failures, self.skipped = total, 0, 0
+
+    def failed(self, file: Path, error: Exception) -> None:
+        """Name a file that failed, with the traceback where that is due to no bad input."""
+        if not isinstance(error, (ValueError, OSError)):
+            log.error("unexpected:", exc_info=error)
+        self.failures += 1
+        text = str(error) or type(error).__name__
+        print(f"onrw: error: {text if str(file) in text else f'{file}: {text}'}", file=sys.stderr)
+
+    @property
+    def code(self) -> int:
+        """The exit code: 0 all done, 1 some, 2 none."""
+        if not self.failures:
+            return OK
+        return SOME_FAILED if self.failures < self.total else BAD_INPUT
 
 
 class Progress:

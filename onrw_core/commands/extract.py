@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_key, expand, json_line, load_key, p_value, run_batch, say
-from .lookup import line
+from .common import add_fpr, add_key, expand, json_line, load_key, p_value, run_batch, say
+from .decoders import add_extractor, extract_plain, load_decoder
+from .lookup import known
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,14 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="photos, or folders of them")
     add_key(parser)
     expected = parser.add_mutually_exclusive_group()
-    expected.add_argument("--expect-bits", metavar="0101...", help="compare with these raw bits")
+    expected.add_argument("--expect-bits", "--expect", metavar="0101...", help="compare with these raw bits")
     expected.add_argument("--expect-id", metavar="HEX", help="compare with this id")
-    parser.add_argument("--fpr", type=_rate, default=1e-6, metavar="P", help="rate of false alarms (default: 1e-6)")
-    parser.add_argument("--registry", metavar="FILE", help="say what is noted of the id in this file")
+    add_fpr(parser)
+    add_extractor(parser)
+    parser.add_argument(
+        "--registry", metavar="FILE", help="say what is noted of the id in this file; find it there if it is damaged"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    decoder = load_decoder(arguments)
+    if decoder is not None:
+        return extract_plain(arguments, decoder)
     key = load_key(arguments.key)
     files = expand(arguments.inputs)
 
@@ -52,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     extractor = KeyedExtractor(key, ID_BITS if expected is None else len(expected))
 
     def read(file: Path) -> None:
-        reading = extractor.read(images.load(file).rgb, fpr=arguments.fpr)
+        image = images.load(file).rgb
+        reading = extractor.read(image, fpr=arguments.fpr)
         if reading.detected:
             bits, message = reading.bits, decode(reading.logits, key)
         else:  # a best guess, and as many bits as were asked for: their number is a guess as well
@@ -61,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         if expected is not None and len(bits) == len(expected):
             equal = (bits == expected).double().mean().item()
             match = {"bit_accuracy": round(equal, 4), "log10_p": round(match_log10_p(bits, expected), 2)}
-        entries = registry.lookup(message.id) if registry and message.id else []
+        found = known(registry, message, reading, image, key, arguments.fpr) if registry else None
         if arguments.json:
             json_line(
                 input=str(file),
@@ -77,14 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
                     "shift": [round(value, 2) for value in reading.shift],
                 },
                 seconds=round(reading.seconds, 3),
-                **({} if registry is None else {"registered": [asdict(entry) for entry in entries]}),
+                **({} if found is None else found.fields()),
             )
             return
         say(f"{file}: {_sentence(reading, message, bits)}")
-        for entry in entries:
-            say(f"  {line(entry)}")
-        if registry and message.id and not entries:
-            say(f"  not in {registry.path}")
+        for text in found.lines(registry) if found else ():
+            say(f"  {text}")
         if expected is not None:
             found = "another number of bits" if match is None else f"{match['bit_accuracy']:.1%} of the bits agree"
             chance = "" if match is None else f" (by chance: {p_value(match['log10_p'])})"
@@ -108,12 +112,3 @@ def _sentence(reading: Reading, message: Decoded, bits: Tensor) -> str:
         f"scale {reading.scale:.3f}{flip}"
     )
 
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a rate of false alarms lies between 0 and 1, e.g. 1e-6")
-    return value

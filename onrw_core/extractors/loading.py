@@ -40,6 +40,8 @@ def load_extractor(
     key: Key | None = None,
     num_bits: int = 48,
     allow_torchscript: bool = False,
+    values: str = "unit",
+    size: int | None = None,
 ) -> Extractor:
     """The extractor of that name or file.
 
@@ -48,6 +50,7 @@ def load_extractor(
         key: The secret key of the keyed extractor; others have none.
         num_bits: Raw bits of the keyed extractor; others have their own.
         allow_torchscript: Whether the program in a TorchScript file may run.
+        values, size: What that program takes, see `TorchScriptExtractor`.
 
     Raises:
         ExtractorError: If the name is unknown, the key is missing, or the file is not a decoder.
@@ -74,7 +77,7 @@ def load_extractor(
         try:
             return HiddenExtractor(module.state_dict(), path.stem)  # known weights need no foreign program
         except ExtractorError:
-            return TorchScriptExtractor(module, path.stem)
+            return TorchScriptExtractor(module, path.stem, values, size)
     return HiddenExtractor(_read_pickle(path), path.stem)
 
 
@@ -84,7 +87,7 @@ def convert(
     """Write a decoder's weights as safetensors, which hold tensors and nothing that runs.
 
     Args:
-        source: "rivagan", or a .onnx, .pth or TorchScript file of a HiDDeN or RivaGAN decoder.
+        source: "rivagan", or a .onnx, .pth, .safetensors or TorchScript file of a HiDDeN or RivaGAN decoder.
         target: The file to write; its name ends with .safetensors.
         allow_torchscript: See `load_extractor`.
 
@@ -102,6 +105,10 @@ def convert(
     if name == "rivagan" or path.suffix == ".onnx":
         architecture, state = "rivagan", onnx_tensors(rivagan_file() if name == "rivagan" else path)
         extractor = RivaganExtractor(state)
+    elif path.suffix == ".safetensors":
+        architecture, state = _read_safetensors(path)
+        state = hidden_state(state) if architecture == "hidden" else state
+        extractor = ARCHITECTURES[architecture](state)
     else:
         torchscript = _is_torchscript(path)
         loaded = load_torchscript(path, allow_torchscript).state_dict() if torchscript else _read_pickle(path)

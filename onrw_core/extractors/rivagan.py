@@ -57,6 +57,8 @@ class RivaganExtractor(Extractor):
         self._bits = _stack(state, "_conv", last_norm=False)
         self._attention = _stack(state, "_attention", last_norm=True)
         self.num_bits = self._bits[-1].out_channels
+        if self._attention[-1].num_features != self.num_bits:
+            raise ExtractorError("not RivaGAN's decoder: its attention has another number of bits than its values")
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> RivaganExtractor:
@@ -174,27 +176,31 @@ def _tensor(message: memoryview) -> tuple[str, Tensor | None]:
 def _stack(state: dict[str, Tensor], prefix: str, last_norm: bool) -> nn.Sequential:
     """Convolution, tanh, batch norm, convolution (tanh, batch norm), with kernels of one frame taken as 2-D."""
     layers: list[nn.Module] = []
+    channels = 3
     for i in (0, 3):
         weight = _weight(state, f"{prefix}.{i}.weight", 5)[:, :, 0]
-        convolution = nn.Conv2d(weight.shape[1], len(weight), KERNEL, padding=KERNEL // 2)
+        convolution = nn.Conv2d(channels, len(weight), KERNEL, padding=KERNEL // 2)
+        channels = len(weight)
         if weight.shape != convolution.weight.shape:
             raise ExtractorError(
                 f"not RivaGAN's decoder: {prefix}.{i}.weight has shape {tuple(weight.shape)}"
             )
-        convolution.weight.data, convolution.bias.data = weight, _weight(state, f"{prefix}.{i}.bias", 1)
+        convolution.weight.data, convolution.bias.data = weight, _weight(state, f"{prefix}.{i}.bias", 1, len(weight))
         layers.append(convolution)
         if i == 0 or last_norm:
             norm = nn.BatchNorm2d(len(weight))
             norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var = (
-                _weight(state, f"{prefix}.{i + 2}.{name}", 1)
+                _weight(state, f"{prefix}.{i + 2}.{name}", 1, len(weight))
                 for name in ("weight", "bias", "running_mean", "running_var")
             )
             layers += [nn.Tanh(), norm]
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
-def _weight(state: dict[str, Tensor], name: str, dimensions: int) -> Tensor:
+def _weight(state: dict[str, Tensor], name: str, dimensions: int, length: int | None = None) -> Tensor:
     tensor = state.get(name)
-    if tensor is None or tensor.ndim != dimensions:
+    if tensor is None or tensor.ndim != dimensions or length not in (None, len(tensor)):
         raise ExtractorError(f"not RivaGAN's decoder: tensor {name!r} is missing or of another shape")
+    if not torch.isfinite(tensor).all():
+        raise ExtractorError(f"damaged RivaGAN decoder: tensor {name!r} holds values that are not finite")
     return tensor

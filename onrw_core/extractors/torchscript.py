@@ -74,16 +74,8 @@ class TorchScriptExtractor(Extractor):
         self.name, self._module, self._values, self._size = name, module, values, size
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-        probe = torch.full((2, 3, PROBE, PROBE), 0.5)
-        try:
-            with torch.no_grad():
-                result = self.logits(probe)
-        except RuntimeError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise ExtractorError(
-                f"the TorchScript module {name!r} fails on a picture of {PROBE} x {PROBE} pixels ({last}); "
-                "if it takes one size only, give that size"
-            ) from None
+        with torch.no_grad():
+            result = self.logits(torch.full((2, 3, PROBE, PROBE), 0.5))
         if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != 2:
             shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ExtractorError(
@@ -93,6 +85,7 @@ class TorchScriptExtractor(Extractor):
 
     def logits(self, images: Tensor, geometry: Geometry | None = None) -> Tensor:
         self._module.to(images.device)
+        height, width = images.shape[-2:]
         if self._size is not None:
             size = (self._size, self._size)
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
@@ -101,4 +94,11 @@ class TorchScriptExtractor(Extractor):
             images = (images - mean) / std
         elif self._values == "symmetric":
             images = images * 2 - 1
-        return self._module(images)
+        try:
+            return self._module(images)
+        except RuntimeError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise ExtractorError(
+                f"the TorchScript module {self.name!r} fails on a picture of {width} x {height} pixels ({last}); "
+                "if it takes one size only, give that size"
+            ) from None
