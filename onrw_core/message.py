@@ -41,6 +41,7 @@ __all__ = [
     "encode_id",
     "encode_text",
     "false_accept",
+    "photo_id",
     "random_id",
     "raw",
 ]
@@ -229,6 +230,18 @@ def random_id(key: Key, generator: torch.Generator | None = None, num_bits: int 
     else:
         value = "".join(f"{digit:x}" for digit in torch.randint(16, (digits,), generator=generator).tolist())
     return encode_id(value, key, num_bits)
+
+
+def photo_id(key: Key, photo: str, num_bits: int = ID_BITS) -> Message:
+    """The id that belongs to a photo: always the same one, and for all who lack the key a random one.
+
+    Args:
+        key: Key of the mark.
+        photo: What names the photo, such as its digest.
+        num_bits: Raw bits.
+    """
+    digits = capacity(num_bits).id_digits
+    return encode_id(key.stream(f"message/photo id {photo}", digits).hex()[:digits], key, num_bits)
 
 
 def raw(bits: str | Tensor) -> Message:

@@ -139,7 +139,7 @@ def test_every_photo_gets_an_id_of_its_own(onrw, tmp_path):
     code, out, _ = onrw("embed", "in", "-o", "out", "--key", "my.key", "--json")
     first, second = map(json.loads, out.splitlines())
     assert code == 0 and first["bits"] != second["bits"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["a.png", "b.png"]
 
 
 def test_mask_confines_the_mark(onrw):
@@ -266,7 +266,7 @@ def test_batch_with_a_bad_file(onrw, tmp_path):
     code, out, err = onrw("embed", "a.png", "b.png", "c.png", "-o", "out/", "--key", "my.key", "--json")
     assert code == 1 and "b.png" in err and err.count("error") == 1
     assert [json.loads(line)["input"] for line in out.splitlines()] == ["a.png", "c.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["a.png", "c.png"]
     code, out, err = onrw("extract", "out/a.png", "b.png", "--key", "my.key", "--json")
     assert code == 1 and len(out.splitlines()) == 1 and "b.png" in err
 
