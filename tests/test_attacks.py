@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -216,8 +217,12 @@ def test_training_mix_covers_the_suites():
 
 
 def test_training_mixes_hold_what_their_names_say():
-    drawn = {name: {item.name for item in training_mix(name).draw(generator(), 60)} for name in MIXES}
+    made = (replace(MIX[0], weight=0.1),)  # stands for what a model makes
+    drawn = {name: {item.name for item in training_mix(name, made).draw(generator(), 60)} for name in MIXES}
     assert drawn["none"] == {"identity"} and "jpeg" in drawn["values"] and "rotation" not in drawn["values"]
     assert {"rotation", "crop-random"} <= drawn["geometric"] and not any("jpeg" in kind for kind in drawn["geometric"])
     with pytest.raises(ValueError, match="unknown attack mix 'hard'.*all"):
         training_mix("hard")
+    with pytest.raises(ValueError, match="a model makes"):
+        training_mix("regeneration")
+    assert training_mix("regeneration", made).ranges[-1] is made[0] and made[0] not in training_mix("all", made).ranges

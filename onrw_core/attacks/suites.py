@@ -6,7 +6,9 @@ wider than the suites and share no constant with them, so that no figure depends
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -78,6 +80,15 @@ class Range:
         return attack(self.name, uniform(self.low, self.high, generator) if self.high > self.low else None)
 
 
+class Drawn(Protocol):
+    """What a training mix draws from: a `Range`, or something alike that a model makes."""
+
+    name: str
+    weight: float
+
+    def draw(self, generator: torch.Generator) -> Attack: ...
+
+
 # The kinds of onrw12 with other strengths and places; resize by .5 to 1.2 of the side.
 RANDOM_RANGES = (
     Range("crop-random", 0.1, 0.5),
@@ -146,7 +157,7 @@ class TrainingMix:
         combined: Chance that a geometric attack is followed by one of the others, as websites do.
     """
 
-    ranges: tuple[Range, ...] = MIX
+    ranges: tuple[Drawn, ...] = MIX
     combined: float = 0.3
 
     def draw(self, generator: torch.Generator | None, count: int = 1) -> list[Attack]:
@@ -155,7 +166,7 @@ class TrainingMix:
         picked = _pick(self.ranges, count, generator)
         return [self._combine(entry, generator) for entry in picked]
 
-    def _combine(self, entry: Range, generator: torch.Generator) -> Attack:
+    def _combine(self, entry: Drawn, generator: torch.Generator) -> Attack:
         first = entry.draw(generator)
         others = tuple(other for other in self.ranges if other.name not in GEOMETRIC)
         if entry.name not in GEOMETRIC or not others or uniform(0, 1, generator) >= self.combined:
@@ -163,29 +174,39 @@ class TrainingMix:
         return chain([first, _pick(others, 1, generator)[0].draw(generator)])
 
 
-# Which kinds of `MIX` an optimisation sees, by name.
+# Which kinds of `MIX` an optimisation sees, by name; "regeneration" has those that a model makes beside them.
+REGENERATION = "regeneration"
 MIXES = {
     "all": tuple(entry.name for entry in MIX),
+    REGENERATION: tuple(entry.name for entry in MIX),
     "geometric": ("identity", *sorted(GEOMETRIC)),
     "values": tuple(entry.name for entry in MIX if entry.name not in GEOMETRIC),
     "none": ("identity",),
 }
 
 
-def training_mix(name: str = "all") -> TrainingMix:
-    """One of `MIXES`: "all", "geometric" (crops, turns, sizes), "values" (JPEG, noise, tones) or "none".
+def training_mix(name: str = "all", made: Sequence[Drawn] = ()) -> TrainingMix:
+    """One of `MIXES`: "all", "regeneration" (all, and a model that makes the picture anew), "geometric" (crops, turns,
+    sizes), "values" (JPEG, noise, tones) or "none".
+
+    Args:
+        name: Which.
+        made: What a model makes, see `onrw_core.regeneration`; "regeneration" alone takes it.
 
     Raises:
-        ValueError: Unknown name.
+        ValueError: Unknown name, or "regeneration" without a model.
     """
     if name not in MIXES:
         raise ValueError(f"unknown attack mix {name!r}; choose from {', '.join(MIXES)}")
-    return TrainingMix(tuple(entry for entry in MIX if entry.name in MIXES[name]))
+    if name == REGENERATION and not made:
+        raise ValueError(f"attack mix {name!r} needs attacks that a model makes")
+    kinds = tuple(entry for entry in MIX if entry.name in MIXES[name])
+    return TrainingMix((*kinds, *made) if name == REGENERATION else kinds)
 
 
-def _pick(ranges: tuple[Range, ...], count: int, generator: torch.Generator) -> list[Range]:
+def _pick(ranges: tuple[Drawn, ...], count: int, generator: torch.Generator) -> list[Drawn]:
     weights = torch.tensor([entry.weight for entry in ranges], dtype=torch.float64)
-    picked: list[Range] = []
+    picked: list[Drawn] = []
     while len(picked) < count:
         batch = min(count - len(picked), len(ranges))
         picked += [ranges[i] for i in torch.multinomial(weights, batch, generator=generator).tolist()]

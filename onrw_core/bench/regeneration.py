@@ -1,79 +1,84 @@
-"""Regeneration: the picture is made anew by a model, and the mark has to be in what stays (Zhao et al. 2023).
+"""The regeneration suite: the picture is made anew by a model (see `onrw_core.regeneration`).
 
 - vae-own: round trip through the autoencoder that the mark was made with;
 - vae-foreign: round trip through another one, which is never used for marking;
-- purify: noise of a given sigma is added to the latent, and the diffusion model takes it away again.
+- purify: noise of a given sigma is added to the latent, and the diffusion model takes it away again. Over the strength,
+  this is a curve, and where it crosses one half the mark's presence is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..attacks import Attacked
-from ..geometry import Geometry
 from ..mini import Mini, MiniAutoencoder
 from ..mini.weights import load_autoencoder
-from ..model import Autoencoder
-from ..ode import euler, schedule
-from ..rounding import round_8bit
+from ..regeneration import Regeneration, purification, round_trip
 
-__all__ = ["PURIFY_SIGMAS", "Regeneration", "regenerations"]
+__all__ = ["PURIFY", "PURIFY_SIGMAS", "lost_at", "regenerations"]
 
 PURIFY_SIGMAS = (0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
 PURIFY_STEPS = 6
-MULTIPLE = 64
+PURIFY = "purify="
 
 
 @dataclass(frozen=True)
-class Regeneration:
-    """A model as an attack."""
+class _Evaluated:
+    """A regeneration on its device, without gradient."""
 
-    name: str
-    function: Callable[[Tensor, torch.Generator], Tensor]
+    regeneration: Regeneration
+    device: str
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Attacked:
-        height, width = images.shape[-2:]
-        padded = F.pad(images, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
         with torch.no_grad():
-            result = self.function(padded, generator)[..., :height, :width]
-        return Attacked(round_8bit(result.cpu()), Geometry.identity())
+            result = self.regeneration(images.to(self.device), generator)
+        return Attacked(result.images.cpu(), result.geometry)
 
     def __str__(self) -> str:
-        return self.name
+        return str(self.regeneration)
 
 
-def regenerations(mini: Mini, device: str = "cpu") -> list[Regeneration]:
-    """All of them that this installation has the weights for."""
-    attacks = [Regeneration("vae-own", _round_trip(mini.autoencoder, device))]
+def regenerations(
+    mini: Mini, device: str = "cpu", sigmas: Sequence[float] = PURIFY_SIGMAS, tell: Callable[[str], None] = print
+) -> list[Callable]:
+    """The attacks of the suite.
+
+    Args:
+        mini: The embedded model.
+        device: Where it is.
+        sigmas: Strengths of the purification.
+        tell: Called with a line if the foreign autoencoder's weights are missing.
+    """
+    attacks = [round_trip(mini.autoencoder, name="vae-own")]
     try:
         foreign = MiniAutoencoder(load_autoencoder(device=device, foreign=True))
-        attacks.append(Regeneration("vae-foreign", _round_trip(foreign, device)))
-    except FileNotFoundError:
-        pass  # the foreign weights are only there to attack with
-    return attacks + [
-        Regeneration(f"purify={sigma:g}", _purify(mini, sigma, device)) for sigma in PURIFY_SIGMAS
-    ]
-
-
-def _round_trip(autoencoder: Autoencoder, device: str) -> Callable[[Tensor, torch.Generator], Tensor]:
-    return lambda images, _: autoencoder.decode(autoencoder.encode(images.to(device)))
-
-
-def _purify(mini: Mini, sigma: float, device: str) -> Callable[[Tensor, torch.Generator], Tensor]:
+        attacks.append(round_trip(foreign, name="vae-foreign"))
+    except FileNotFoundError as error:
+        tell(f"without vae-foreign: {error}")
     prompt = mini.encode("")
+    attacks += [purification(mini.model, mini.autoencoder, prompt, sigma, PURIFY_STEPS) for sigma in sigmas]
+    return [_Evaluated(attack, device) for attack in attacks]
 
-    def run(images: Tensor, generator: torch.Generator) -> Tensor:
-        latent = mini.autoencoder.encode(images.to(device))
-        sigmas = schedule(mini.model.sigmas, PURIFY_STEPS, sigma)
-        x = latent + sigmas[0] * torch.randn(latent.shape, generator=generator).to(latent)
-        for current, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-            (x0,), _ = mini.model.denoise(x, current, [prompt])
-            x = euler(x, x0, current, following)
-        return mini.autoencoder.decode(x)
 
-    return run
+def lost_at(curve: Sequence[tuple[float, float]]) -> float | None:
+    """The sigma at which a rate falls through one half, on a straight line between the measured ones.
+
+    Args:
+        curve: (sigma, rate of presence) by ascending sigma.
+
+    Returns:
+        None where it never falls so far; the least sigma where it is below one half already there.
+    """
+    before: tuple[float, float] | None = None
+    for sigma, rate in curve:
+        if rate < 0.5:
+            if before is None:
+                return sigma
+            fraction = (before[1] - 0.5) / (before[1] - rate)
+            return before[0] + fraction * (sigma - before[0])
+        before = (sigma, rate)
+    return None
