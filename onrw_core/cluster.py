@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -45,10 +46,10 @@ class Worker:
         torch.set_num_threads(threads)
         self.optimiser = threading.Lock()
 
-    def start(self, make: Callable[..., Any], *arguments: Any) -> str:
-        """Load what jobs need; returns the version of this package here."""
+    def start(self, make: Callable[..., Any], *arguments: Any) -> tuple[str, str]:
+        """Load what jobs need; returns the version of this package here, and the name of this process."""
         self.marker = make(*arguments)
-        return __version__
+        return __version__, f"{os.getpid()} on {socket.gethostname()}"
 
     def do(self, job: Job, content: bytes) -> Any:
         """A job from file content to file content; a second one may be decoded and encoded beside it."""
@@ -73,10 +74,10 @@ def stream(
     Args:
         jobs: What is to be done.
         read: Done here: the content of a photo's file, or None where there is nothing to be done.
-        make: Called in each worker with `arguments`; returns the marker, whose `decode(job, content)`, `optimise` and
-            `encode` are called with each other's results.
-        arguments: Small ones travel from memory to memory; None of them is shown or logged.
-        address: Of the cluster, as `ray.init` takes it, or "local" for one of this machine's own, for this call.
+        make: Called in each worker with `arguments`; returns what has the stages `decode(job, content)`, `optimise` and
+            `encode`, each called with what the one before returned.
+        arguments: Not shown anywhere; small ones (below 100 KB) travel from memory to memory.
+        address: As `ray.init` takes it, or "local" for a cluster of this machine's own, for this call.
         workers: How many; by default as many as the cluster has GPUs, or groups of `threads` cores.
         threads: Of each worker.
 
@@ -96,102 +97,82 @@ def stream(
         return  # no cluster is needed
     with _connected(address, workers, threads) as ray:
         gpus, threads, workers = _shares(ray, workers, threads)
-        crew = _Crew(ray, gpus, threads, make, arguments, restarts=RESTARTS * workers)
-        for _ in range(workers):
-            crew.hire()
-        yield from _assign(crew, chain([first], contents), read)
-
-
-class _Crew:
-    """The workers and what each of them is at.
-
-    Attributes:
-        ready: Workers that have started, each with its jobs.
-        calls: Calls under way: the worker and the job, None for the start.
-    """
-
-    def __init__(self, ray: Any, gpus: int, threads: int, make: Callable, arguments: tuple, restarts: int) -> None:
-        self.ray, self.make, self.arguments, self.threads = ray, make, arguments, threads
         # On a GPU the cores are idle enough to decode and encode beside the optimisation.
-        self.kind = ray.remote(Worker).options(
-            num_gpus=gpus, num_cpus=threads, max_concurrency=DEPTH if gpus else 1, max_restarts=0
-        )
-        self.restarts = self.left = restarts
-        self.ready: dict[Any, list[Job]] = {}
-        self.calls: dict[Any, tuple[Any, Job | None]] = {}
+        kind = ray.remote(Worker).options(num_gpus=gpus, num_cpus=threads, max_concurrency=DEPTH if gpus else 1)
 
-    def hire(self) -> None:
-        worker = self.kind.remote(self.threads)
-        self.calls[worker.start.remote(self.make, *self.arguments)] = worker, None
+        def hire() -> tuple[Any, tuple[Any, None]]:
+            worker = kind.remote(threads)
+            return worker.start.remote(make, *arguments), (worker, None)
 
-    def give(self, worker: Any, job: Job, content: bytes) -> None:
-        self.ready[worker].append(job)
-        self.calls[worker.do.remote(job, content)] = worker, job
-
-    def wait(self) -> tuple[Job | None, Outcome, list[Job]]:
-        """Wait for a call: its job (None for a start), what came of it, and the jobs that a dead worker left."""
-        errors = self.ray.exceptions
-        done, _ = self.ray.wait(list(self.calls), num_returns=1, timeout=None if self.ready else WAIT_SECONDS)
-        if not done:
-            raise OSError(f"cluster: no worker could start within {WAIT_SECONDS:.0f} s; give it free cores or GPUs")
-        worker, job = self.calls.pop(done[0])
-        try:
-            outcome = self.ray.get(done[0])
-        except errors.RayTaskError as error:
-            outcome = error.cause if isinstance(error.cause, Exception) else error
-        except errors.RayError as error:
-            return None, None, self._replace(worker, error)
-        if job is not None:
-            self.ready[worker].remove(job)
-            self.left = self.restarts
-            return job, outcome, []
-        if isinstance(outcome, Exception):
-            raise outcome
-        if outcome != __version__:
-            raise ValueError(f"cluster: a worker has onrw {outcome}, this is {__version__}; install the same everywhere")
-        self.ready[worker] = []
-        return None, None, []
-
-    def _replace(self, worker: Any, error: Exception) -> list[Job]:
-        """Hire another worker for a dead one; what that one was at."""
-        lost = self.ready.pop(worker, [])
-        self.calls = {call: told for call, told in self.calls.items() if told[0] is not worker}
-        if not self.left:
-            raise OSError(f"cluster: workers die faster than they mark photos ({type(error).__name__}); see Ray's logs")
-        log.warning("a worker was lost%s; another takes its place", f" with {lost[0][0].name}" if lost else "")
-        self.left -= 1
-        self.ray.kill(worker)  # where it was the connection that died
-        self.hire()
-        return lost
+        yield from _assign(ray, hire, workers, chain([first], contents), read)
 
 
-def _assign(crew: _Crew, contents: Iterator[tuple], read: Callable[[Job], bytes | None]) -> Iterator[tuple]:
-    """Give jobs to whoever has room, until all are done; (job, outcome)."""
+def _assign(
+    ray: Any, hire: Callable[[], tuple], workers: int, contents: Iterator[tuple], read: Callable[[Job], bytes | None]
+) -> Iterator[tuple[Job, Outcome]]:
+    """Give jobs to whoever has room, and hire for whoever is lost, until all jobs are done."""
+    calls = dict(hire() for _ in range(workers))  # under way: the worker, and the job or None for the start
+    ready: dict[Any, list[Job]] = {}  # workers that have started, with their jobs
+    names: dict[Any, str] = {}
     again: deque[Job] = deque()
-    losses: Counter[Job] = Counter()
-    last = False
+    lost: Counter[Job] = Counter()
+    last, deaths = False, 0
     while True:
-        for worker, jobs in list(crew.ready.items()):
-            while len(jobs) < DEPTH and not any(losses[job] for job in jobs) and not (again and jobs):
-                job, content = (again[0], attempt(read, again.popleft())) if again else next(contents, (None, None))
+        for worker, jobs in list(ready.items()):
+            while len(jobs) < DEPTH and not any(lost[job] for job in jobs) and not (again and jobs):
+                if again:
+                    job = again.popleft()
+                    content = attempt(read, job)
+                else:
+                    job, content = next(contents, (None, None))
                 if job is None:
                     last = True
                     break
                 if isinstance(content, bytes):
-                    crew.give(worker, job, content)
+                    jobs.append(job)
+                    calls[worker.do.remote(job, content)] = worker, job
                 else:
                     yield job, content
-        if last and not again and not any(crew.ready.values()):
+        if last and not again and not any(ready.values()):
             return
-        job, outcome, lost = crew.wait()
-        if job is not None:
+        done, _ = ray.wait(list(calls), num_returns=1, timeout=None if ready else WAIT_SECONDS)
+        if not done:
+            raise OSError(f"cluster: no worker could start within {WAIT_SECONDS:.0f} s; give it free cores or GPUs")
+        worker, job = calls.pop(done[0])
+        outcome = _outcome(ray, done[0])
+        if isinstance(outcome, ray.exceptions.RayError):
+            jobs, deaths = ready.pop(worker, []), deaths + 1
+            if deaths > RESTARTS * workers:
+                raise OSError(f"cluster: workers die faster than they mark photos; Ray's logs say why ({outcome})")
+            log.warning("worker %s was lost; another takes its place", names.get(worker, "that was starting"))
+            calls = dict([*((call, told) for call, told in calls.items() if told[0] is not worker), hire()])
+            for job in reversed(jobs):
+                lost[job] += 1
+                if lost[job] < ATTEMPTS:
+                    again.appendleft(job)
+                else:
+                    yield job, ChildProcessError(f"{job[0]}: its worker died {ATTEMPTS} times; has it enough memory?")
+        elif job is not None:
+            ready[worker].remove(job)
+            deaths = 0
             yield job, outcome
-        for job in reversed(lost):
-            losses[job] += 1
-            if losses[job] < ATTEMPTS:
-                again.appendleft(job)
-            else:
-                yield job, ChildProcessError(f"{job[0]}: its worker died {ATTEMPTS} times; has it enough memory?")
+        elif isinstance(outcome, Exception):
+            raise outcome
+        elif outcome[0] != __version__:
+            raise ValueError(f"cluster: a worker has onrw {outcome[0]}, not {__version__}; install the same everywhere")
+        else:
+            ready[worker], names[worker] = [], outcome[1]
+            log.info("worker %s has started", names[worker])
+
+
+def _outcome(ray: Any, call: Any) -> Outcome:
+    """What a call returned or raised; a `RayError` where its worker is lost."""
+    try:
+        return ray.get(call)
+    except ray.exceptions.RayTaskError as error:
+        return error.cause
+    except ray.exceptions.RayError as error:
+        return error
 
 
 def _shares(ray: Any, workers: int | None, threads: int | None) -> tuple[int, int, int]:

@@ -1,14 +1,13 @@
 """Marking thousands of photos: what is done is noted and never done again, and disk and optimiser work at one time.
 
-The journal is a file of JSON lines in the folder of the results. Its first kind of line says what a run was asked for,
-under a short name; the second what became of a photo:
+The journal is a file of JSON lines beside the results. One kind of line gives a name to what a run was asked for, the
+other says what became of a photo:
 
     {"settings": NAME, "options": {...}}
     {"output": FILE NAME, "output_sha256": ..., "source_sha256": ..., "settings": NAME}
 
-A line is appended in one write when a result is on the disk but does not have its name yet (`images.write`). So a result
-that can be seen has its line, whenever the run is stopped. Nothing of a key or a message is in it: what is secret
-among the options is there as a keyed digest.
+A line is appended in one write, when a result is on the disk but does not have its name yet (`images.write`): so what
+can be seen has its line, whenever a run is stopped. Secrets among the options are there as keyed digests only.
 """
 
 from __future__ import annotations
