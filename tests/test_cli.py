@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from onrw_core import cli, images, pipeline
+from onrw_core.attacks import MIXES
 from onrw_core.commands import common, embed, models
 from onrw_core.inversion import InversionState
 from onrw_core.keys import Key
@@ -416,7 +417,7 @@ def test_help_has_an_example(onrw):
 
 
 def test_presets_are_the_library_s():
-    assert set(embed.PRESETS) == set(PRESETS)
+    assert set(embed.PRESETS) == set(PRESETS) and embed.MIXES == tuple(MIXES)
 
 
 def test_kinds_of_file_are_the_library_s():

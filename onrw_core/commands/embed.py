@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from ..registry import Registry
     from .marker import Marker, Photo, Result
 
-__all__ = ["PRESETS", "add_arguments", "make_marker", "run"]
+__all__ = ["MIXES", "PRESETS", "add_arguments", "make_marker", "run"]
 
 PRESETS = ("fast", "paper", "reference")
+MIXES = ("all", "regeneration", "geometric", "values", "none")
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--iterations", type=number(int, 1, 10000), metavar="N", help="steps at most (default: preset's)"
+    )
+    parser.add_argument(
+        "--mix",
+        choices=MIXES,
+        help="attacks that the mark learns to survive; with regeneration, all and models that make the picture anew, "
+        "which takes longer (default: preset's, all)",
     )
     parser.add_argument(
         "--prompt", default="", metavar="P", help="what the photo shows, for the model (default: nothing)"
@@ -215,7 +222,7 @@ def _options(arguments: argparse.Namespace, key: Key | None) -> dict[str, str | 
     return {
         **{
             f"--{name.replace('_', '-')}": getattr(arguments, name)
-            for name in ("preset", "target_psnr", "iterations", "model", "extractor", "size", "seed")
+            for name in ("preset", "target_psnr", "iterations", "mix", "model", "extractor", "size", "seed")
         },
         "--key": keyed(key, "key", ""),
         "--text, --id or --bits": keyed(key, "message", message),

@@ -97,7 +97,7 @@ class Marker:
         self.arguments, self.loaded, self.decoder = arguments, loaded, decoder
         self.key, self.message, self.mask = key, message, mask
         self.settings = PRESETS[arguments.preset].with_(
-            target_psnr=arguments.target_psnr, iterations=arguments.iterations
+            target_psnr=arguments.target_psnr, iterations=arguments.iterations, mix=arguments.mix
         )
         self.positive, self.null = loaded.encode(arguments.prompt), loaded.encode("")
 
