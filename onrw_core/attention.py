@@ -3,7 +3,8 @@
 Self-attention holds the layout. During optimisation it is kept close to that of the original branch (ONRW, arXiv
 2601.17388): ``mean over layers of mean (A - A_original)^2`` over the maps with at most (res / 16)^2 tokens, res being
 the picture's side. Cross-attention at res / 32 says where the prompt's words are (Hertz et al. 2023); averaged over
-heads, layers and tokens of meaning it is the pseudo-mask that confines the change.
+heads, layers and tokens of meaning it is the pseudo-mask that confines the change. It is coarse, so it is passed on
+along the self-attention: positions that look at each other belong to the same thing (Nguyen et al. 2023).
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from torch import Tensor
 
 from .model import AttentionMaps, Conditioning
 
-__all__ = ["grid_size", "pseudo_mask", "record_rule", "self_attention_loss"]
+__all__ = ["grid_size", "pseudo_mask", "record_rule", "self_attention_loss", "sharpened"]
 
 SELF_STRIDE = 2
 """Latent positions per token and side of the finest self-attention in the constraint: res / 16 at 8 pixels each."""
 CROSS_STRIDE = 4
 """The same for the cross-attention behind the pseudo-mask: res / 32."""
 DEEPEST_STRIDE = 64
+WALK = 4
+"""Steps along the self-attention: few, since a long walk forgets where it began."""
+SLOPE = 2.0
+"""Of the sharpened mask, per standard deviation."""
 FLAT = 1e-6
 """Relative range below which a map says nothing about places."""
 
@@ -94,7 +99,8 @@ def pseudo_mask(maps: AttentionMaps, conditioning: Conditioning, size: tuple[int
     which attracts attention from everywhere). A prompt without words, or a map without contrast, confines nothing.
 
     Args:
-        maps: Cross-attention, (B, heads, h*w, T) a layer.
+        maps: Cross-attention, (B, heads, h*w, T) a layer; with self-attention the mask follows the things in the
+            picture, along the finest layers recorded.
         conditioning: The prompt the maps were recorded under.
         size: (h, w) of the mask, the latent's.
 
@@ -114,12 +120,45 @@ def pseudo_mask(maps: AttentionMaps, conditioning: Conditioning, size: tuple[int
         return torch.ones(batch, 1, *size)
     if max(chosen) >= tokens:
         raise ValueError(f"the prompt's token {max(chosen)} lies beyond the {tokens} of the maps; encode it again")
+    grid, affinity = _affinity(maps)
+    grid = grid or size
     layers = []
     for layer, attention in maps.cross_attention.items():
         heat = attention.detach().float()[..., list(chosen)].mean(dim=(1, 3))
         heat = heat.reshape(batch, 1, *maps.sizes[layer])
-        layers.append(F.interpolate(heat, size, mode="bilinear", align_corners=False))
+        layers.append(F.interpolate(heat, grid, mode="bilinear", align_corners=False))
     mask = torch.stack(layers).mean(0)
+    if affinity is not None:
+        for _ in range(WALK):
+            # Over [0, 1] after each step: where everything looks everywhere, little contrast is left to carry on.
+            mask = _spread((affinity @ mask.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(mask.shape))
+    return _spread(F.interpolate(mask, size, mode="bilinear", align_corners=False))
+
+
+def sharpened(mask: Tensor) -> Tensor:
+    """A soft mask (B, 1, h, w) with its two sides told apart: a logistic curve through its mean, over [0, 1] again."""
+    deviation, mean = torch.std_mean(mask, (2, 3), keepdim=True)
+    flat = deviation <= FLAT
+    return torch.where(flat, mask, _spread(torch.sigmoid(SLOPE * (mask - mean) / deviation.clamp(min=FLAT))))
+
+
+def _affinity(maps: AttentionMaps) -> tuple[tuple[int, int] | None, Tensor | None]:
+    """Grid (h, w) of the finest recorded self-attention, and how much its positions look at each other.
+
+    Returns:
+        None twice where there is none, else the grid and rows that sum to 1, (B, h*w, h*w).
+    """
+    if not maps.self_attention:
+        return None, None
+    finest = max(attention.shape[-1] for attention in maps.self_attention.values())
+    chosen = {k: a.detach().float().mean(1) for k, a in maps.self_attention.items() if a.shape[-1] == finest}
+    mean = torch.stack(list(chosen.values())).mean(0)
+    mutual = mean + mean.transpose(-1, -2)
+    return maps.sizes[next(iter(chosen))], mutual / mutual.sum(-1, keepdim=True)
+
+
+def _spread(mask: Tensor) -> Tensor:
+    """Onto [0, 1], each image by itself; ones where there is no contrast."""
     low, high = mask.amin((2, 3), keepdim=True), mask.amax((2, 3), keepdim=True)
     flat = high - low <= FLAT * high
     return torch.where(flat, 1.0, (mask - low) / (high - low).clamp(min=torch.finfo(mask.dtype).tiny))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .attention import pseudo_mask, record_rule, self_attention_loss
+from .attention import pseudo_mask, record_rule, self_attention_loss, sharpened
 from .inversion import replay_step
 from .model import AttentionControl, AttentionMaps, Autoencoder, DiffusionModel
 from .ode import latent_scale
@@ -86,11 +86,13 @@ def original_branch(
         ValueError: If a pseudo-mask is asked for and the model has no cross-attention at the size that carries it.
     """
     x = inversion.latents[0]
-    rule = record_rule(x.shape[-2:])
-    reference, inject, cross = [], [], []
+    size = tuple(x.shape[-2:])
+    rule = record_rule(size)
+    reference, inject, masks = [], [], []
+    masked = constraint.mask != "none"
 
     def record(kind: str, tokens: int) -> bool:
-        wanted = constraint.attention or constraint.inject if kind == "self" else constraint.mask != "none"
+        wanted = masked or (kind == "self" and (constraint.attention or constraint.inject))
         return wanted and rule(kind, tokens)
 
     with torch.no_grad():
@@ -100,12 +102,11 @@ def original_branch(
                 reference.append(_head_mean(maps, torch.float16))
             if constraint.inject:
                 inject.append(AttentionMaps(maps.self_attention, {}, maps.sizes))
-            if constraint.mask != "none":
-                cross.append(AttentionMaps({}, maps.cross_attention, maps.sizes))
+            if masked:
+                masks.append(pseudo_mask(maps, inversion.positive, size))
         mask = None
-        if cross:
-            size = tuple(x.shape[-2:])
-            mask = torch.stack([pseudo_mask(maps, inversion.positive, size) for maps in cross]).mean(0)
+        if masked:
+            mask = sharpened(torch.stack(masks).mean(0))
             if constraint.mask == "hard":
                 mask = (mask > HARD_THRESHOLD).to(mask)
         return OriginalBranch(x, autoencoder.decode(x), reference, inject, mask)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from onrw_core.attention import grid_size, pseudo_mask, record_rule, self_attention_loss
+from onrw_core.attention import grid_size, pseudo_mask, record_rule, self_attention_loss, sharpened
 from onrw_core.model import AttentionMaps, Conditioning
 
 TOKENS = 7
@@ -105,6 +105,29 @@ def test_mask_averages_heads_and_layers_of_different_size():
     )
     mask = pseudo_mask(both, conditioning(content=(2,)), (16, 16))
     assert mask[0, 0, 0, 0] > 0.999 and mask[0, 0, -1, -1] < 1e-3
+
+
+def test_mask_follows_what_looks_at_each_other():
+    # The word is seen in one corner of a thing that fills the left half; self-attention stays within the halves.
+    heat = torch.full((1, 2, 4, 4, TOKENS), 0.1)
+    heat[:, :, 0, 0, 2] = 0.9
+    left = (torch.arange(64) % 8 < 4).float()
+    same = (left[:, None] == left[None]).float()
+    halves = (same / same.sum(-1, keepdim=True)).expand(1, 2, 64, 64)
+    coarse = torch.full((1, 2, 16, 16), 1 / 16)
+    maps = AttentionMaps({"f": halves, "g": coarse}, {"c": heat.flatten(2, 3)}, {"f": (8, 8), "g": (4, 4), "c": (4, 4)})
+    mask = pseudo_mask(maps, conditioning(word=(2,)), (8, 8))
+    assert mask[..., :4].min() > 0.99 and mask[..., 4:].max() < 0.01
+    alone = pseudo_mask(AttentionMaps({}, maps.cross_attention, maps.sizes), conditioning(word=(2,)), (8, 8))
+    assert alone[..., 5:, :4].max() < 0.01
+
+
+def test_sharpened_mask_tells_two_sides_apart():
+    ramp = torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)
+    sharp = sharpened(ramp)
+    assert sharp.min() == 0 and sharp.max() == 1 and (sharp.flatten().diff() > 0).all()
+    assert sharp[ramp > 0.75].mean() > ramp[ramp > 0.75].mean() and sharp[ramp < 0.25].mean() < ramp[ramp < 0.25].mean()
+    assert torch.equal(sharpened(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 4, 4))
 
 
 def test_mask_per_image_of_a_batch():

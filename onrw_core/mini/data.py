@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["PhotoSet", "load_photos", "read_captions"]
+__all__ = ["PhotoSet", "load_photos", "read_captions", "read_square"]
 
 log = logging.getLogger(__name__)
 HELD_OUT_EVERY = 40
@@ -52,6 +52,16 @@ def read_captions(folder: Path) -> list[tuple[Path, str]]:
     if not entries:
         raise ValueError(f"{table} is empty; it needs one line file<TAB>caption per photo")
     return entries
+
+
+def read_square(path: Path, side: int) -> Tensor:
+    """The picture's central square, resized: (1,3,side,side) in [0,1]."""
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+    short = min(picture.size)
+    left, top = (picture.width - short) // 2, (picture.height - short) // 2
+    square = picture.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + short, top + short))
+    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None].float() / 255
 
 
 @dataclass

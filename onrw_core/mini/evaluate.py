@@ -1,168 +1,131 @@
-"""Figures of the embedded model on captioned photos it never saw, for its model card.
+"""All figures of the embedded model, for its model card: one command, one JSON.
 
-Autoencoder: PSNR and SSIM of reconstructions at 256 and 512 px. UNet: mean squared error of the predicted noise per
-sigma; the round trip of inversion and sampling at guidance 1, and what guidance 4.5 does to it (the gap that null-text
-inversion is there to close).
+On photos that it never saw: reconstructions, predicted noise, round trips. With the training photos at hand: whether
+samples show what their caption says, and whether the pseudo-mask finds the caption's object in photos held out of
+training. And the seconds that its calls take.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Iterable
+import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from ..inversion import invert, replay, run
-from ..metrics import psnr, ssim
-from .adapter import Mini, load_mini
+from .adapter import Mini, MiniAutoencoder, load_mini
+from .card import fill_card, markdown
+from .classifier import load_classifier
 from .data import read_captions
+from .figures import ROUND_TRIPS, autoencoder_figures, noise_errors, round_trip, sample_figures
+from .masks import mask_figures
+from .sheets import save_grid
+from .timings import timings
+from .weights import FOREIGN_FILE, WEIGHTS, load_autoencoder
 
-__all__ = ["autoencoder_figures", "evaluate", "fill_card", "markdown", "noise_errors", "round_trips"]
+__all__ = ["evaluate", "evaluate_training"]
 
-SIGMAS = (0.04, 0.1, 0.3, 1.0, 3.0, 8.0, 14.0)
-STEPS = 20
-GUIDANCE = 4.5
-WORKING_SIZE = 256
-CARD_BEGIN, CARD_END = "<!-- figures -->", "<!-- end of figures -->"
-
-
-def read_square(path: Path, side: int) -> Tensor:
-    """The picture's central square, resized: (1,3,side,side) in [0,1]."""
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
-    short = min(picture.size)
-    left, top = (picture.width - short) // 2, (picture.height - short) // 2
-    square = picture.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + short, top + short))
-    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None].float() / 255
+log = logging.getLogger(__name__)
+SIDES = (256, 512)
+SHEET_ROWS, SHEET_COLUMNS = 5, 6
 
 
-@torch.no_grad()
-def autoencoder_figures(mini: Mini, paths: Iterable[Path], side: int) -> dict[str, float]:
-    """Mean and worst PSNR in dB, mean SSIM of the reconstructions at one size."""
-    quality, similarity = [], []
-    for path in paths:
-        image = read_square(path, side)
-        again = mini.autoencoder.decode(mini.autoencoder.encode(image)).clamp(0, 1)
-        quality.append(psnr(again, image))
-        similarity.append(float(ssim(again, image)))
-    return {"psnr": float(np.mean(quality)), "psnr_worst": min(quality), "ssim": float(np.mean(similarity))}
+def evaluate(
+    mini: Mini, photos: Path, foreign: MiniAutoencoder | None = None, limit: int | None = None
+) -> dict[str, Any]:
+    """Figures on a folder of captioned photos that the model was not trained on.
 
-
-@torch.no_grad()
-def noise_errors(mini: Mini, entries: Iterable[tuple[Path, str]], seed: int = 0) -> dict[float, float]:
-    """Mean squared error of the predicted noise (1: as good as predicting zero) by sigma, at guidance 1."""
-    generator = torch.Generator().manual_seed(seed)
-    errors: dict[float, list[float]] = {sigma: [] for sigma in SIGMAS}
-    for path, caption in entries:
-        latent, prompt = mini.autoencoder.encode(read_square(path, WORKING_SIZE)), mini.encode(caption)
-        for sigma in SIGMAS:
-            noise = torch.randn(latent.shape, generator=generator)
-            noisy = latent + sigma * noise
-            (clean,), _ = mini.model.denoise(noisy, torch.tensor(sigma), [prompt])
-            errors[sigma].append(float(((noisy - clean) / sigma - noise).square().mean()))
-    return {sigma: float(np.mean(values)) for sigma, values in errors.items()}
-
-
-@torch.no_grad()
-def round_trips(mini: Mini, entries: Iterable[tuple[Path, str]]) -> dict[str, float]:
-    """Inversion at guidance 1 in 20 steps, sampled back at guidance 1 and at 4.5.
-
-    Latent PSNR is relative to the range of the latent; decoded PSNR is against the reconstruction without any step.
+    Args:
+        mini: The model.
+        photos: The folder.
+        foreign: The other autoencoder.
+        limit: Photos for the predicted noise; a quarter as many go through the slow round trips.
     """
-    figures: dict[str, list[float]] = {
-        name: [] for name in ("latent_1", "decoded_1", "latent_guided", "decoded_guided")
-    }
-    for path, caption in entries:
-        latent = mini.autoencoder.encode(read_square(path, WORKING_SIZE))
-        reconstruction = mini.autoencoder.decode(latent).clamp(0, 1)
-        record = run(invert(mini.model, latent, mini.encode(caption), mini.encode(""), steps=STEPS))
-        span = float(latent.max() - latent.min())
-        for name, guidance in (("1", 1.0), ("guided", GUIDANCE)):
-            *_, (_, back) = replay(mini.model, record, guidance=guidance)
-            error = float((back - latent).square().mean())
-            figures[f"latent_{name}"].append(10 * math.log10(span**2 / error))
-            figures[f"decoded_{name}"].append(psnr(mini.autoencoder.decode(back).clamp(0, 1), reconstruction))
-    return {name: float(np.mean(values)) for name, values in figures.items()}
-
-
-def evaluate(mini: Mini, photos: Path, limit: int | None = None) -> dict[str, Any]:
-    """All figures on a folder of captioned photos (``limit``: the first so many for the UNet's)."""
     entries = read_captions(photos)
     paths = [path for path, _ in entries]
+    some = entries[:limit]
+    few = some[: -(-len(some) // 4)]
+    autoencoders = {"": mini.autoencoder} | ({"foreign, ": foreign} if foreign else {})
+    log.info("reconstructions, predicted noise and round trips")
     return {
         "model": mini.model.name,
         "autoencoder": mini.autoencoder.name,
         "photos": len(entries),
-        "photos_unet": len(entries[:limit]),
-        "autoencoder_256": autoencoder_figures(mini, paths, 256),
-        "autoencoder_512": autoencoder_figures(mini, paths, 512),
-        "noise_error": {f"{sigma:g}": error for sigma, error in noise_errors(mini, entries[:limit]).items()},
-        "round_trip": round_trips(mini, entries[:limit]),
+        "photos_unet": len(some),
+        "photos_round_trip": len(few),
+        "reconstructions": {
+            f"{name}{side} px": autoencoder_figures(autoencoder, paths, side)
+            for name, autoencoder in autoencoders.items()
+            for side in SIDES
+        },
+        "noise_error": noise_errors(mini, some),
+        "round_trips": {
+            f"{method}, {steps} steps": round_trip(mini, few, method, steps) for method, steps in ROUND_TRIPS
+        },
     }
 
 
-def markdown(figures: dict[str, Any]) -> str:
-    """The figures as the section of the model card."""
-    small, large, trip = figures["autoencoder_256"], figures["autoencoder_512"], figures["round_trip"]
-    sigmas = figures["noise_error"]
-    return "\n".join(
-        [
-            f"`{figures['model']}` with `{figures['autoencoder']}`, {figures['photos']} photos "
-            f"({figures['photos_unet']} for the UNet).",
-            "",
-            "| autoencoder | mean PSNR | worst PSNR | mean SSIM |",
-            "| --- | --- | --- | --- |",
-            *(
-                f"| {side} px | {row['psnr']:.2f} dB | {row['psnr_worst']:.2f} dB | {row['ssim']:.3f} |"
-                for side, row in ((256, small), (512, large))
-            ),
-            "",
-            "| sigma | " + " | ".join(sigmas) + " |",
-            "| --- |" + " --- |" * len(sigmas),
-            "| mean squared error of the predicted noise | " + " | ".join(f"{e:.3f}" for e in sigmas.values()) + " |",
-            "",
-            f"Inversion at guidance 1 and sampling back, {STEPS} steps, 256 px:",
-            "",
-            "| sampled at guidance | latent PSNR (of its range) | decoded PSNR (of the reconstruction) |",
-            "| --- | --- | --- |",
-            f"| 1 | {trip['latent_1']:.1f} dB | {trip['decoded_1']:.1f} dB |",
-            f"| {GUIDANCE} | {trip['latent_guided']:.1f} dB | {trip['decoded_guided']:.1f} dB |",
-        ]
-    )
+def evaluate_training(
+    mini: Mini, photos: Path, cache: Path, *, each: int, guidance: float, sheet: Path | None = None
+) -> dict[str, Any]:
+    """Figures that need the training photos.
 
-
-def fill_card(card: Path, section: str) -> None:
-    """Replace what stands between the markers in a model card.
-
-    Raises:
-        ValueError: the card has no markers.
+    Args:
+        mini: The model.
+        photos: Folder of the training photos.
+        cache: File of the classifier's weights; trained in some minutes where it is not there.
+        each: Samples of each caption.
+        guidance: Of the samples.
+        sheet: Picture of 5 x 6 samples to write: the first of every second caption, as they come.
     """
-    head, begin, rest = card.read_text(encoding="utf-8").partition(CARD_BEGIN)
-    _, end, tail = rest.partition(CARD_END)
-    if not begin or not end:
-        raise ValueError(f"{card} has no lines {CARD_BEGIN} and {CARD_END}; put them where the figures belong")
-    card.write_text(f"{head}{begin}\n{section}\n{end}{tail}", encoding="utf-8")
+    entries = read_captions(photos)
+    classifier, judged = load_classifier(entries, cache)
+    log.info("samples")
+    samples, pictures = sample_figures(mini, classifier, each=each, guidance=guidance)
+    if sheet:
+        count = SHEET_ROWS * SHEET_COLUMNS
+        shown = list(pictures)[:: max(1, len(pictures) // count)][:count]
+        save_grid(sheet, torch.stack([pictures[caption] for caption in shown]), SHEET_COLUMNS)
+        samples["shown"] = shown
+    log.info("pseudo-masks")
+    return {"classifier": judged, "samples": samples, "masks": mask_figures(mini, entries)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m onrw_core.mini.evaluate",
         description="Figures of the embedded model on captioned photos, as JSON.",
-        epilog="example: python -m onrw_core.mini.evaluate --photos held_out --limit 12",
+        epilog="example: python -m onrw_core.mini.evaluate --photos unseen --train-photos trained_on --limit 16",
     )
-    parser.add_argument("--photos", type=Path, required=True, help="folder with photos and captions.tsv")
-    parser.add_argument("--weights", type=Path, help="folder of the weight files (default: the package's)")
-    parser.add_argument("--limit", type=int, help="photos for the UNet's figures (default: all)")
+    parser.add_argument("--photos", type=Path, required=True, help="folder with unseen photos and captions.tsv")
+    parser.add_argument("--train-photos", type=Path, help="folder of the training photos: samples and pseudo-masks")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the weight files (package's)")
+    parser.add_argument("--limit", type=int, help="photos for the predicted noise; a quarter for round trips (all)")
+    parser.add_argument("--each", type=int, default=4, help="samples of each caption (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=4.0, help="of the samples (default: %(default)s)")
+    parser.add_argument("--sheet", type=Path, help="picture of 5 x 6 samples to write")
+    parser.add_argument(
+        "--classifier",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "onrw_mini_classifier.pt",
+        help="where the classifier of the training photos is kept (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of the timings (default: %(default)s)")
     parser.add_argument("--card", type=Path, help="model card whose figures to replace")
     args = parser.parse_args()
-    figures = evaluate(load_mini(weights=args.weights), args.photos, args.limit)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    mini, foreign = load_mini(weights=args.weights), None
+    if (args.weights / FOREIGN_FILE).is_file():
+        foreign = MiniAutoencoder(load_autoencoder(args.weights, foreign=True))
+    figures = evaluate(mini, args.photos, foreign, args.limit)
+    if args.train_photos:
+        figures |= evaluate_training(
+            mini, args.train_photos, args.classifier, each=args.each, guidance=args.guidance, sheet=args.sheet
+        )
+    figures |= {"threads": args.threads, "seconds": timings(mini, args.weights, args.threads)}
     print(json.dumps(figures, indent=2))
     if args.card:
         fill_card(args.card, markdown(figures))

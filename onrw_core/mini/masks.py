@@ -1,0 +1,91 @@
+"""Whether the cross-attention knows where a word is: the pseudo-mask inside and outside of boxes marked by hand.
+
+``boxes.json`` names photos that the model never trained on, the object's word in their caption, and boxes (left, top,
+right, bottom; fractions of the central square) that together cover the object.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..constrained import Constraint, original_branch
+from ..inversion import invert, run
+from .adapter import Mini
+from .data import read_square
+
+__all__ = ["BOXES", "inside_outside", "mask_figures"]
+
+BOXES = Path(__file__).parent / "boxes.json"
+SIDE = 256
+STEPS = 20
+
+
+def region(boxes: Iterable[Iterable[float]], side: int) -> Tensor:
+    """True inside the boxes: (side, side)."""
+    inside = torch.zeros(side, side, dtype=torch.bool)
+    for box in boxes:
+        left, top, right, bottom = (round(edge * side) for edge in box)
+        inside[top:bottom, left:right] = True
+    return inside
+
+
+def inside_outside(mask: Tensor, inside: Tensor) -> float:
+    """Mean of a mask (1,1,h,w) inside a region (H,W), over its mean outside."""
+    mask = F.interpolate(mask, inside.shape, mode="nearest")[0, 0]
+    return float(mask[inside].mean() / mask[~inside].mean().clamp_min(1e-6))
+
+
+@torch.no_grad()
+def mask_figures(mini: Mini, entries: Iterable[tuple[Path, str]], boxes: Path = BOXES) -> dict:
+    """Ratios of the soft pseudo-mask's mean inside the boxes to that outside.
+
+    Args:
+        mini: The model.
+        entries: Photos with captions, among them those that `boxes` names.
+        boxes: The marked photos.
+
+    Returns:
+        ``ratios`` by photo, their ``mean`` and ``median``, and two controls: the mean with each mask on the next
+        photo's boxes (``other_boxes``), and with the mask of the caption's first word (``other_word``).
+
+    Raises:
+        ValueError: A marked photo is not among the entries.
+    """
+    captions = {path.name: (path, caption) for path, caption in entries}
+    marked = json.loads(boxes.read_text(encoding="utf-8"))
+    missing = sorted(set(marked) - set(captions))
+    if missing:
+        raise ValueError(f"{missing[0]}, marked in {boxes.name}, is not among the photos; give their folder")
+    regions = [region(parts, SIDE) for _, parts in marked.values()]
+    ratios, other_boxes, other_word = [], [], []
+    for k, (name, (word, _)) in enumerate(marked.items()):
+        path, caption = captions[name]
+        latent = mini.autoencoder.encode(read_square(path, SIDE))
+        record = run(invert(mini.model, latent, mini.encode(caption), mini.encode(""), steps=STEPS))
+        own, other = (
+            original_branch(
+                mini.model,
+                mini.autoencoder,
+                replace(record, positive=mini.encode(caption, chosen)),
+                Constraint(mask="soft"),
+            ).mask
+            for chosen in (word, caption.split()[0])
+        )
+        ratios.append(inside_outside(own, regions[k]))
+        other_boxes.append(inside_outside(own, regions[(k + 1) % len(regions)]))
+        other_word.append(inside_outside(other, regions[k]))
+    return {
+        "ratios": dict(zip(marked, ratios, strict=True)),
+        "mean": float(np.mean(ratios)),
+        "median": float(np.median(ratios)),
+        "other_boxes": float(np.mean(other_boxes)),
+        "other_word": float(np.mean(other_word)),
+    }
