@@ -82,16 +82,20 @@ def false_positives_chart(report: dict[str, Any], path: Path) -> None:
     for i, name in enumerate(name for name in ("plain", "search") if name in report):
         rows = [row for row in report[name]["curve"] if row["count"] > 0]
         nominal, rate, low, high = ([row[k] for row in rows] for k in ("nominal", "rate", "low", "high"))
-        axes.plot(nominal, rate, color=f"C{i}", label=f"{name}, {report[name]['readings']:,} readings")
+        axes.plot(nominal, rate, color=f"C{i}", label=_readings(name, report[name]))
         axes.fill_between(nominal, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
     ends = [report["plain"]["curve"][i]["nominal"] for i in (0, -1)]
     axes.plot(ends, ends, "k-", linewidth=0.8, label="as said")
     for factor in (0.5, 2):
         axes.plot(ends, [factor * end for end in ends], "k:", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="p-value said", ylabel="share of unmarked readings at or below it")
-    axes.set_title(f"{report['photos']} unmarked photos; dotted: factor 2; bands: 95 % by photo", fontsize=9)
+    axes.set_title("dotted: factor 2; bands: 95 % by photo", fontsize=9)
     axes.legend()
     _save(figure, path)
+
+
+def _readings(name: str, of: dict[str, Any]) -> str:
+    return f"{name}: {of['readings']:,} readings of {of['photos']:,} unmarked photos"
 
 
 def _pyplot() -> Any:

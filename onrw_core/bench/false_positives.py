@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--readings", type=int, default=300_000, help="plain readings at least")
     add("--keys", type=int, default=300, help="wrong keys at least")
     add("--search-keys", type=int, default=0, metavar="N", help="of them, read N with the whole search too; slow")
+    add("--search-photos", type=int, metavar="N", help="and so many of the photos (default: all)")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=OUT, help="folder of tiles, p-values, report and plot")
     add("--no-chart", action="store_true")
@@ -66,19 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark, print its table, write JSON and plot; 0 on success."""
-    files = [file for folder in args.images for file in _files(folder)]
-    if args.photos is not None and args.photos < len(files):
-        files = [files[i * len(files) // args.photos] for i in range(args.photos)]
+    files = _spread([file for folder in args.images for file in _files(folder)], args.photos)
+    chosen = {"plain": files, "search": _spread(files, args.search_photos)}
     keys = {"plain": max(args.keys, math.ceil(args.readings / len(files))), "search": args.search_keys}
-    settings = {"seed": args.seed, "photos": [f"{f.name} {f.stat().st_size}" for f in files]}
-    text = json.dumps(settings, indent=1)
-    folder = args.out / f"unmarked-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "settings.json", text)
-    report: dict[str, Any] = {"photos": len(files), "seed": args.seed}
+    report: dict[str, Any] = {"seed": args.seed}
     for path in PATHS:
         if keys[path]:
-            report[path] = calibration(_p_values(path, files, keys[path], args.seed, folder))
+            folder = _folder(args.out, path, chosen[path], args.seed)
+            report[path] = calibration(_p_values(path, chosen[path], keys[path], args.seed, folder))
     print(_table(report))
     write(args.out / "report.json", json.dumps(report, indent=1))
     print(f"report: {args.out / 'report.json'}")
@@ -112,12 +108,29 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
+def _spread(files: list[Path], number: int | None) -> list[Path]:
+    """So many files, evenly spread over the list; None for all."""
+    if number is None or number >= len(files):
+        return files
+    return [files[i * len(files) // number] for i in range(number)]
+
+
+def _folder(out: Path, path: str, files: list[Path], seed: int) -> Path:
+    """Where the tiles and p-values of these photos are kept."""
+    settings = {"seed": seed, "photos": [f"{f.name} {f.stat().st_size}" for f in files]}
+    text = json.dumps(settings, indent=1)
+    folder = out / f"{path}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "settings.json", text)
+    return folder
+
+
 def _p_values(path: str, files: list[Path], keys: int, seed: int, folder: Path) -> np.ndarray:
-    """Presence p-values (base-10 logarithm) of all readings, (keys, photos), as far as the folder lacks them."""
+    """Presence p-values (base-10 logarithm) of all readings, (keys, photos); what the folder lacks is made."""
     rows: list[np.ndarray] = []
     found = None
     for i in range(keys):
-        row = folder / f"{path}-{i}.npy"
+        row = folder / f"key-{i}.npy"
         if not row.is_file():
             if found is None:
                 found = _all_tiles(path, files, seed, folder)
@@ -138,7 +151,7 @@ def _all_tiles(path: str, files: list[Path], seed: int, folder: Path) -> tuple[T
     """The tiles of all photos' attempts, logarithms of their weights, where each photo's begin, and roughness."""
     tiles, weights, counts = [], [], []
     for number, file in enumerate(files, 1):
-        kept = folder / f"{path}-tiles-{file.stem}.npz"
+        kept = folder / f"{file.stem}.npz"
         if not kept.is_file():
             y = luminance(unmarked(file, seed)[0])
             with torch.no_grad():
