@@ -64,7 +64,8 @@ class Journal:
 
     Args:
         folder: Where the results lie; it need not exist yet.
-        options: What this run is asked for, by the names of the command's options; secrets as `keyed` has them.
+        options: What this run is asked for, by the names of the command's options; secrets as `keyed` has them. None
+            is the same as none, so that an option that is new does not set folders of earlier versions apart.
 
     Raises:
         OSError: If there is a journal that cannot be read.
@@ -72,7 +73,7 @@ class Journal:
 
     def __init__(self, folder: Path, options: Mapping[str, str | float | None]) -> None:
         self.path = folder / JOURNAL
-        self.options = dict(options)
+        self.options = {name: value for name, value in options.items() if value is not None}
         self.settings = hashlib.sha256(json.dumps(self.options, sort_keys=True).encode()).hexdigest()[:NAME_DIGITS]
         self.runs: dict[str, dict] = {}
         self.entries: dict[str, Entry] = {}
@@ -102,14 +103,15 @@ class Journal:
         if entry is None or entry.settings == self.settings:
             return entry is not None
         before = self.runs.get(entry.settings, {})
-        changes = [
-            name if str(now).startswith(KEYED) else f"{name} (was {before.get(name)}, now {now})"
-            for name, now in self.options.items()
-            if before.get(name) != now
-        ]
+        changes = []
+        for name in {**self.options, **before}:
+            was, now = before.get(name), self.options.get(name)
+            if was != now:
+                secret = KEYED in f"{was} {now}"
+                changes.append(name if secret else f"{name} (was {was or 'not given'}, now {now or 'not given'})")
         raise ValueError(
-            f"output {result}: was marked with other settings: {', '.join(changes) or 'unknown ones'}; give those to "
-            "go on with the folder, --overwrite to mark it again, or another folder"
+            f"output {result}: was marked with other settings: {', '.join(changes)}; give those to go on with the "
+            "folder, --overwrite to mark it again, or another folder"
         )
 
     def done(self, job: Job, content: bytes, overwrite: bool) -> bool:
