@@ -1,0 +1,91 @@
+"""Flattening of the local spectrum: in each neighbourhood, what is strong at few frequencies is turned down.
+
+Edges, stripes and fences are loud in some directions and silent in the others, and a mark is heard where they are
+silent. In blocks B of 32 x 32 pixels that overlap by half, with the sine window h and P the power of a block's spectrum
+averaged over 3 x 3 frequencies,
+
+    f = sum_B h * F^-1[ P^(-p/2) F[h * w] ]
+
+which for p = 0 is w itself, and for p = 1 has a flat spectrum everywhere. The gains P^(-p/2) are the weights of a
+matched filter in noise that differs from place to place and from frequency to frequency; they depend on the picture and
+on no key. They are constants for the gradient, and the map from w to f is symmetric, so it is its own transpose.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["flatten_spectrum"]
+
+SIDE = 32  # pixels; the band of the mark is bins 1 to 5.4
+HOP = SIDE // 2
+POWER = 0.8  # p
+LEAST = 1e-3  # of a block's mean power, that no frequency goes below
+
+
+def flatten_spectrum(w: Tensor) -> Tensor:
+    """Flatten the local spectrum of whitened pictures.
+
+    Args:
+        w: (B, 1, H, W), 0 where there is no picture.
+
+    Returns:
+        (B, 1, H, W) of root mean square 1 for each picture; differentiable in `w`, the gains held.
+    """
+    return _Flatten.apply(w)
+
+
+class _Flatten(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w: Tensor) -> Tensor:
+        spectrum = _spectrum(w)
+        gain = _gain(spectrum)
+        flat = _picture(spectrum.mul_(gain), w.shape)
+        scale = flat.square().mean((-2, -1), keepdim=True).add_(1e-20).rsqrt_()
+        ctx.save_for_backward(gain, scale)
+        return flat.mul_(scale)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gain, scale = ctx.saved_tensors
+        return _picture(_spectrum(gradient * scale).mul_(gain), gradient.shape)
+
+
+@lru_cache(maxsize=4)
+def _window(device: torch.device, dtype: torch.dtype) -> Tensor:
+    line = torch.hann_window(SIDE, dtype=dtype, device=device).sqrt()
+    return line[:, None] * line
+
+
+def _spectrum(w: Tensor) -> Tensor:
+    """Spectra of all blocks, (B, 1, R, C, SIDE, SIDE / 2 + 1)."""
+    height, width = w.shape[-2:]
+    w = F.pad(w, (HOP, -width % HOP + HOP, HOP, -height % HOP + HOP))
+    blocks = w.unfold(-2, SIDE, HOP).unfold(-2, SIDE, HOP)
+    return torch.fft.rfft2(blocks * _window(w.device, w.dtype))
+
+
+def _gain(spectrum: Tensor) -> Tensor:
+    power = spectrum.real.square().add_(spectrum.imag.square())
+    # The spectrum of a real picture is even: the column before the first is the second one upside down.
+    before = power[..., 1:2].flip(-2).roll(1, -2)
+    power = torch.cat([before, power, power[..., -1:]], -1)
+    power = torch.cat([power[..., -1:, :], power, power[..., :1, :]], -2)
+    mean = F.avg_pool2d(power.flatten(0, 3), 3, stride=1).reshape(spectrum.shape)
+    least = LEAST * mean.mean((-2, -1), keepdim=True)
+    return mean.add_(least).add_(1e-12).pow_(-POWER / 2)
+
+
+def _picture(spectrum: Tensor, shape: torch.Size) -> Tensor:
+    """Overlapping blocks added up to a picture of `shape`."""
+    blocks = torch.fft.irfft2(spectrum, s=(SIDE, SIDE)) * _window(spectrum.device, spectrum.real.dtype)
+    quarters = blocks.unflatten(-2, (2, HOP)).unflatten(-1, (2, HOP))  # (B, 1, R, C, 2, HOP, 2, HOP)
+    # Four blocks meet in each cell between the block grid's lines; the outermost cells are padding.
+    total = quarters[:, :, 1:, 1:, 0, :, 0] + quarters[:, :, 1:, :-1, 0, :, 1]
+    total += quarters[:, :, :-1, 1:, 1, :, 0]
+    total += quarters[:, :, :-1, :-1, 1, :, 1]
+    return total.transpose(3, 4).flatten(4, 5).flatten(2, 3)[..., : shape[-2], : shape[-1]]

@@ -1,0 +1,47 @@
+"""Flattening of the local spectrum: its gradient, and what it does to stripes."""
+
+import pytest
+import torch
+
+from onrw_core.extractors import spectrum
+from onrw_core.extractors.spectrum import flatten_spectrum
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (2, 1, 50, 71), (1, 1, 7, 130)])
+def test_without_gains_the_blocks_add_up_to_the_picture(shape, monkeypatch):
+    monkeypatch.setattr(spectrum, "POWER", 0.0)
+    w = noise(*shape)
+    flat = flatten_spectrum(w)
+    assert torch.allclose(flat, w / w.square().mean((-2, -1), keepdim=True).sqrt(), atol=1e-9)
+
+
+def test_gradient_is_that_of_the_linear_map_with_the_gains_held():
+    w, direction, gradient = noise(1, 1, 50, 71), noise(1, 1, 50, 71).flip(-1), noise(1, 1, 50, 71).flip(-2)
+    gain = spectrum._gain(spectrum._spectrum(w))
+    held = spectrum._picture(spectrum._spectrum(direction) * gain, w.shape)
+    scale = spectrum._picture(spectrum._spectrum(w) * gain, w.shape).square().mean().rsqrt()
+    w.requires_grad_()
+    (found,) = torch.autograd.grad(flatten_spectrum(w), w, gradient)
+    assert float((found * direction).sum()) == pytest.approx(float((gradient * held).sum() * scale))
+
+
+def test_gains_know_that_spectra_are_even():
+    blocks = spectrum._spectrum(noise(1, 1, 64, 64))
+    column = spectrum._gain(blocks)[..., 0]
+    assert torch.allclose(column[..., 1:], column[..., 1:].flip(-1), atol=1e-12)
+
+
+def test_stripes_are_turned_down_and_the_rest_is_not():
+    x = torch.arange(128, dtype=torch.float64)
+    stripes = (2 * torch.pi * x / 10).sin().expand(1, 1, 128, 128)
+    fine = 0.1 * noise(1, 1, 128, 128)
+    flat = flatten_spectrum(fine + stripes)[0, 0]
+    before = torch.fft.rfft2((fine + stripes)[0, 0]).abs()
+    after = torch.fft.rfft2(flat).abs()
+    # Stripes are at (0, 12.8) of 128 bins; noise is looked at in a quarter where there are none.
+    ratio = float(before[0, 13] / before[40:60, 5:30].mean()), float(after[0, 13] / after[40:60, 5:30].mean())
+    assert ratio[1] < ratio[0] / 10
