@@ -225,14 +225,12 @@ def test_chart(folder, strip):
         assert min(image.size) > 500
 
 
-def test_tables_show_adversarial_cases_and_false_positives(folder, strip):
+def test_tables_show_adversarial_cases(folder, strip):
     robustness.run(arguments(folder, "--limit", "1"))
     report = report_of(folder)
     case = {"case": "pasted", "meaning": "forged if present", "n": 3, "present": 1.0, "bit_accuracy": 0.75}
     report["adversarial"] = {"x": [case]}
-    report["false_positives"] = {"readings": 2000, "photos": 3, "counts": {"0.001": 2}}
-    text = tables(report)
-    assert "forged if present" in text and "2 at 0.001" in text
+    assert "forged if present" in tables(report)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])

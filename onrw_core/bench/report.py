@@ -8,12 +8,17 @@ from typing import Any
 
 from .. import __version__
 from .photos import Photo
-from .statistics import FPRS, summary, worst
-from .systems import System
+from .regeneration import PURIFY, lost_at
+from .statistics import FPRS, bootstrap, by_photo, present, summary, worst
+from .systems import Onrw, System
 
-__all__ = ["PLAIN", "progress", "robustness_report", "tables"]
+__all__ = ["PLAIN", "against", "progress", "purification_curve", "robustness_report", "tables"]
 
 PLAIN = "none"  # the reading without any attack
+STRICT_FPR = min(FPRS)
+EQUAL_PSNR = 0.05  # dB by which the quality of two systems may differ
+WORST_MARGIN = -0.005  # of the bit accuracy that a system may fall short of a peer
+SATURATED = 0.99  # a peer above it cannot be beaten by much
 
 Record = dict[str, Any]
 
@@ -44,6 +49,7 @@ def robustness_report(
                 "ssim_lowest": min(n["ssim"] for n in notes),
                 "attacks": {label: summary(r for r in own if r["label"] == label) for label in labels},
                 "suites": _by_suite(own),
+                "purification": purification_curve(own),
                 "worst_photos": worst(attacked),
                 "photos": notes,
                 "large": [
@@ -57,7 +63,80 @@ def robustness_report(
         "version": __version__,
         "photos": len(marks[systems[0].name]) - len(extra),
         "systems": rows,
+        "against": against(systems, rows, readings),
     }
+
+
+def purification_curve(records: Iterable[Record]) -> Record | None:
+    """Presence at the strictest rate over the strength of the purification, and where it is lost; None without it."""
+    purified = [r for r in records if r["label"].startswith(PURIFY)]
+    if not purified:
+        return None
+    curve = []
+    for sigma in sorted({_sigma(r) for r in purified}):
+        of_sigma = [r for r in purified if _sigma(r) == sigma]
+        accuracy = fmean(r["accuracy"] for r in of_sigma)
+        curve.append({"sigma": sigma, "present": fmean(present(r, STRICT_FPR) for r in of_sigma), "accuracy": accuracy})
+    lost = lost_at([(point["sigma"], point["present"]) for point in curve])
+    return {"fpr": STRICT_FPR, "curve": curve, "lost_at": lost}
+
+
+def _sigma(record: Record) -> float:
+    return float(record["label"].removeprefix(PURIFY))
+
+
+def against(systems: list[System], rows: list[Record], readings: dict[str, list[Record]]) -> list[Record]:
+    """Each system of this library beside each peer that it is at least as invisible as.
+
+    With another's decoder it is compared with that decoder's own encoder alone, with the keyed one with all.
+
+    Args:
+        systems: All of a run.
+        rows: Theirs in the report.
+        readings: By name of system.
+
+    Returns:
+        Per pair: the mean difference of the bit accuracy in each suite with its interval by photo, the attack with the
+        least one, and the attacks where it falls short: below by more than `WORST_MARGIN`, or not above a peer that is
+        itself below `SATURATED`.
+    """
+    pairs = []
+    ours = [(s, row) for s, row in zip(systems, rows, strict=True) if isinstance(s, Onrw)]
+    peers = [(s, row) for s, row in zip(systems, rows, strict=True) if not isinstance(s, Onrw)]
+    for s, row in ours:
+        for peer, beside in peers:
+            if row["psnr"] < beside["psnr"] - EQUAL_PSNR:
+                continue
+            if s.extractor.name not in ("keyed", peer.name.lower()) or (s.like not in (None, peer)):
+                continue
+            margins = {
+                label: row["attacks"][label]["bit_accuracy"] - figures["bit_accuracy"]
+                for label, figures in beside["attacks"].items()
+            }
+            short = [
+                label
+                for label, margin in margins.items()
+                if margin < WORST_MARGIN or (margin <= 0 and beside["attacks"][label]["bit_accuracy"] < SATURATED)
+            ]
+            suites = {}
+            for suite in beside["suites"]:
+                mine, theirs = (
+                    by_photo(r for r in readings[name] if r["suite"] == suite) for name in (s.name, peer.name)
+                )
+                differences = [mine[photo] - theirs[photo] for photo in theirs]
+                suites[suite] = {"margin": fmean(differences), "interval": bootstrap(differences)}
+            worst_label = min(margins, key=margins.get)
+            pairs.append(
+                {
+                    "system": s.name,
+                    "peer": peer.name,
+                    "psnr_margin": row["psnr"] - beside["psnr"],
+                    "suites": suites,
+                    "lowest": {"attack": worst_label, "margin": margins[worst_label]},
+                    "short": short,
+                }
+            )
+    return pairs
 
 
 def _by_suite(records: Iterable[Record]) -> dict[str, Record]:
@@ -99,20 +178,31 @@ def tables(report: Record) -> str:
                 f"{large['photo']}: {mark['psnr']:.2f} dB, SSIM {mark['ssim']:.4f}, {mark['seconds']:.1f} s"
             )
             lines += [_row(f"  {name}", f) for name, f in large["suites"].items()]
+        if s["purification"]:
+            points = ", ".join(f"{p['sigma']:g}: {100 * p['present']:.0f} %" for p in s["purification"]["curve"])
+            lost = s["purification"]["lost_at"]
+            end = "never lost" if lost is None else f"lost at sigma {lost:.2f}"
+            lines.append(f"presence at {s['purification']['fpr']:g} after purification by sigma {points}; {end}")
         worst_five = ", ".join(f"{photo} {100 * accuracy:.1f} %" for photo, accuracy in s["worst_photos"])
         lines.append(f"worst photos: {worst_five}")
+    if report["against"]:
+        lines += ["", "beside peers at equal or better PSNR: bits of ours less theirs, per cent, and interval by photo"]
+    for pair in report["against"]:
+        means = ", ".join(
+            f"{suite} {100 * f['margin']:+.2f} [{100 * f['interval'][0]:+.2f}, {100 * f['interval'][1]:+.2f}]"
+            for suite, f in pair["suites"].items()
+        )
+        low = pair["lowest"]
+        short = f"; falls short on {', '.join(pair['short'])}" if pair["short"] else "; falls short nowhere"
+        lines.append(
+            f"{pair['system']} / {pair['peer']} ({pair['psnr_margin']:+.2f} dB): {means}; "
+            f"lowest {100 * low['margin']:+.2f} on {low['attack']}{short}"
+        )
     for name, cases in report.get("adversarial", {}).items():
         lines += ["", f"{name}, adversarial: presence at 1e-6, bits of the message in question, meaning"]
         for c in cases:
             rates = f"{100 * c['present']:>8.1f} %{100 * c['bit_accuracy']:>8.1f} %"
             lines.append(f"{c['case']:<46}{c['n']:>4}{rates}  {c['meaning']}")
-    if "false_positives" in report:
-        f = report["false_positives"]
-        rates = ", ".join(f"{count} at {fpr}" for fpr, count in f["counts"].items())
-        lines += [
-            "",
-            f"false positives in {f['readings']} readings of {f['photos']} unmarked photos: {rates}",
-        ]
     return "\n".join(lines)
 
 

@@ -3,7 +3,8 @@
 Every system marks the same photos with the same kind of message, a random id with its error correction and check; every
 attack gets the same random draws. "TPR at FPR f" counts readings with presence at f and the right message at f (so many
 equal bits that random bits have them with probability f: 36 and 41 of 48 bits at 1e-3 and 1e-6); systems without a
-presence statistic need the message alone. Everything is cached in the output folder and resumes after an interruption.
+presence statistic need the message alone. A target PSNR may be the name of a peer: then each photo is marked at the PSNR
+that the own mark of the peer on it has. Everything is cached in the output folder and resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -12,28 +13,23 @@ import argparse
 import hashlib
 import itertools
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..attacks import attack, suite
+from ..attacks import MIXES
 from ..constrained import SPACES
 from ..extractors.loading import load_extractor
 from ..keys import Key
 from ..mini import Mini, load_mini
 from ..optimise import PRESETS
-from .cache import Cache, generator_for, write
+from .cache import Cache, write
 from .marking import marked
-from .peers import peers
+from .measure import attacks_of, measure
+from .peers import PEERS, peers
 from .photos import Photo, load_photos, mosaic
-from .regeneration import regenerations
-from .report import PLAIN, progress, robustness_report, tables
-from .statistics import judge
+from .report import robustness_report, tables
 from .systems import Onrw, System
 
 __all__ = ["SUITES", "add_arguments", "run"]
@@ -59,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-onrw", action="store_true", help="peers only")
     add("--preset", choices=sorted(PRESETS), default="fast")
     add("--bits", type=int, nargs="+", default=[48], help="raw bits of the keyed extractor")
-    add("--target-psnr", type=float, nargs="+", default=[42.0], help="dB")
+    add("--target-psnr", nargs="+", default=["42"], metavar="DB|PEER", help=f"dB, or one of {', '.join(PEERS)}")
     add(
         "--space",
         nargs="+",
@@ -73,10 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{name}", type=kind, help="instead of the preset's")
     add("--start-sigma", type=float, nargs="+", help="noise levels instead of the preset's")
     add("--attacks", type=int, help="attacks an iteration, instead of the preset's")
-    add(
-        "--mosaic", action="store_true", help="besides, one large picture made of the photos, marked natively"
-    )
-    add("--false-positives", type=int, default=0, metavar="N", help="about N readings with wrong keys")
+    add("--mix", choices=tuple(MIXES), help="what the optimisation sees, instead of the preset's")
+    add("--purify", type=float, nargs="+", metavar="SIGMA", help="strengths of the purification in regeneration")
+    add("--mosaic", action="store_true", help="besides, one large picture made of the photos, marked natively")
     add("--seed", type=int, default=0)
     add("--device", default="cpu", help="cpu or cuda")
     add("--out", type=Path, default=OUT, help="folder of marks, readings, report and chart")
@@ -92,22 +87,15 @@ def run(args: argparse.Namespace) -> int:
     photos = load_photos(args.images, args.size, args.match, args.limit)
     key = Key(hashlib.sha256(f"onrw benchmark {args.seed}".encode()).digest())
     mini = None if args.no_onrw and "regeneration" not in args.suite else load_mini(args.device)
-    systems = ([] if args.no_onrw else _onrw(args, key, mini)) + (peers() if args.peers else [])
+    others = peers() if args.peers else []
+    caches = {s.name: Cache(args.out, s, args.seed, args.reread) for s in others}
+    systems = ([] if args.no_onrw else _onrw(args, key, mini, others, caches)) + others
     if not systems:
         raise ValueError("nothing to benchmark: --no-onrw needs --peers")
-    caches = {s.name: Cache(args.out, s, args.seed, args.reread) for s in systems}
-    marks: dict[str, list[dict]] = {s.name: [] for s in systems}
-    readings: dict[str, list[dict]] = {s.name: [] for s in systems}
+    caches |= {s.name: Cache(args.out, s, args.seed, args.reread) for s in systems if s.name not in caches}
     extra = [mosaic(photos)] if args.mosaic else []
-    attacks = _attacks([s for s in args.suite if s != "adversarial"], args.seed, mini, args.device)
-    work = [(photo, s) for photo in photos for s in systems]
-    # The mosaic is marked at its own size, and by this library alone.
-    work += [(photo, replace(s, size=None)) for photo in extra for s in systems if isinstance(s, Onrw)]
-    for number, (photo, s) in enumerate(work, 1):
-        note, taken = _measure(s, caches[s.name], photo, attacks, key, args.seed)
-        marks[s.name].append(note)
-        readings[s.name] += taken
-        _tell(progress(f"{number}/{len(work)}", s, photo, note, taken))
+    attacks = attacks_of(args.suite, args.seed, mini, args.device, args.purify)
+    marks, readings = measure(systems, caches, photos, attacks, key, args.seed, extra)
     report = robustness_report(systems, marks, readings, [p.name for p in extra])
     report |= {"size": args.size, "seed": args.seed}
     if "adversarial" in args.suite:
@@ -115,10 +103,6 @@ def run(args: argparse.Namespace) -> int:
 
         ours = [s for s in systems if isinstance(s, Onrw) and s.extractor.name == "keyed"]
         report["adversarial"] = {s.name: adversarial(s, caches[s.name], photos, key, args.seed) for s in ours}
-    if args.false_positives:
-        from .false_positives import false_positives
-
-        report["false_positives"] = false_positives(photos, key, args.false_positives, args.seed, _tell)
     report["seconds"] = round(time.perf_counter() - start, 1)
     print(tables(report))
     path = args.json or args.out / "report.json"
@@ -133,18 +117,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _onrw(args: argparse.Namespace, key: Key, mini: Mini | None) -> list[System]:
+def _onrw(
+    args: argparse.Namespace, key: Key, mini: Mini | None, others: list[System], caches: dict[str, Cache]
+) -> list[System]:
     """One system for each combination of extractor, bits, space and target PSNR."""
     base = PRESETS[args.preset].with_(
         learning_rate=args.learning_rate,
         steps=args.steps,
         iterations=args.iterations,
         attacks=args.attacks,
+        mix=args.mix,
     )
+
+    def psnr_of(peer: System, photo: Photo) -> float:
+        return marked(peer, caches[peer.name], photo, key, args.seed)[1]["psnr"]
+
     systems = []
     for name, bits, (space, rate), sigma, target in itertools.product(
         args.extractor, args.bits, map(_space, args.space), args.start_sigma or [None], args.target_psnr
@@ -152,15 +139,32 @@ def _onrw(args: argparse.Namespace, key: Key, mini: Mini | None) -> list[System]
         if name != "keyed" and bits != args.bits[0]:
             continue  # others' decoders have the bits that they have
         extractor = load_extractor(name, key, bits, args.allow_torchscript)
-        settings = base.with_(target_psnr=target, space=space, start_sigma=sigma, learning_rate=rate)
+        decibels, peer = _target(target, others)
+        settings = base.with_(target_psnr=decibels, space=space, start_sigma=sigma, learning_rate=rate)
         parts = ["ONRW"]
         parts += [extractor.name] if len(args.extractor) > 1 or name != "keyed" else []
         parts += [f"{bits} bits"] if len(args.bits) > 1 and name == "keyed" else []
         parts += [space] if len(args.space) > 1 or space != "noise" else []
         parts += [f"sigma {sigma:g}"] if len(args.start_sigma or []) > 1 else []
-        label = " ".join([*parts, f"{target:g} dB"])
-        systems.append(Onrw(label, extractor, settings, mini, args.size, key.fingerprint, args.device))
+        label = " ".join([*parts, f"{decibels:g} dB" if peer is None else f"as {peer.name}"])
+        system = Onrw(label, extractor, settings, mini, args.size, key.fingerprint, args.device)
+        if peer is not None:
+            system.like, system.psnr_of = peer, psnr_of
+        systems.append(system)
     return systems
+
+
+def _target(text: str, others: list[System]) -> tuple[float | None, System | None]:
+    """ "42" -> (42.0, None); a peer's name -> (None, the peer)."""
+    for peer in others:
+        if peer.name.lower() == text.lower():
+            return None, peer
+    try:
+        return float(text), None
+    except ValueError:
+        raise ValueError(
+            f"--target-psnr {text}: give decibels, or with --peers one of {', '.join(PEERS)}"
+        ) from None
 
 
 def _space(text: str) -> tuple[str, float | None]:
@@ -174,50 +178,3 @@ def _space(text: str) -> tuple[str, float | None]:
         return space, float(rate) if rate else None
     except ValueError:
         raise ValueError(f"--space {text}: {rate!r} is not a step size; write e.g. pixel=0.01") from None
-
-
-Attacks = Callable[[str], Iterator[tuple[str, str, Any]]]
-
-
-def _attacks(suites: list[str], seed: int, mini: Mini | None, device: str) -> Attacks:
-    """A function: photo name -> (suite, label, attack); random strengths differ from photo to photo."""
-    models = regenerations(mini, device) if "regeneration" in suites else []
-
-    def of(photo: str) -> Iterator[tuple[str, str, Any]]:
-        yield PLAIN, PLAIN, attack("identity")
-        for name in suites:
-            if name == "regeneration":
-                yield from ((name, str(a), a) for a in models)
-            elif name == "onrw12-random":
-                drawn = suite(name, generator_for(seed, name, photo))
-                yield from ((name, f"random {a.name}", a) for a in drawn)
-            else:
-                yield from ((name, str(a), a) for a in suite(name))
-
-    return of
-
-
-def _measure(
-    system: System, cache: Cache, photo: Photo, attacks: Attacks, key: Key, seed: int
-) -> tuple[dict, list[dict]]:
-    """Mark one photo and read it after every attack, as far as the cache does not have it."""
-    image, note = marked(system, cache, photo, key, seed)
-    expected = torch.tensor([int(b) for b in note["bits"]])
-    records = []
-    for suite_name, label, action in attacks(photo.name):
-        text = f"{suite_name}: {action}"
-        record = cache.reading(note["mark"], text)
-        if record is None:
-            attacked = action(image[None], generator_for(seed, photo.name, text))
-            outcome = system.read(attacked.images[0], tuple(photo.image.shape[-2:]))
-            record = {
-                "photo": photo.name,
-                "mark": note["mark"],
-                "attack": text,
-                "suite": suite_name,
-                "label": label,
-            }
-            record |= judge(outcome, expected, key, note["id"])
-            cache.keep_reading(record)
-        records.append(record)
-    return note, records

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
+
+import numpy as np
 
 from ..detection import match_log10_p
 from ..keys import Key
 from ..message import SIZES, decode
 from .systems import Outcome
 
-__all__ = ["FPRS", "interval", "judge", "summary", "worst"]
+__all__ = ["FPRS", "bootstrap", "by_photo", "interval", "judge", "positive", "present", "summary", "worst"]
 
 FPRS = (1e-3, 1e-6)
 NORMAL_95 = 1.96
+DRAWS = 4000  # of the bootstrap
 
 Record = dict[str, Any]
 
@@ -79,12 +82,40 @@ def summary(records: Iterable[Record]) -> Record:
     return figures
 
 
-def by_photo(records: Iterable[Record]) -> dict[str, float]:
-    """Mean bit accuracy of each photo."""
+def present(record: Record, fpr: float) -> bool:
+    """Presence at false-positive rate `fpr`; the match where there is no presence statistic."""
+    value = record["log10_match"] if record["log10_presence"] is None else record["log10_presence"]
+    return value <= math.log10(fpr)
+
+
+def by_photo(
+    records: Iterable[Record], figure: Callable[[Record], float] = lambda r: r["accuracy"]
+) -> dict[str, float]:
+    """Mean figure, by default the bit accuracy, of each photo."""
     groups: dict[str, list[float]] = {}
     for r in records:
-        groups.setdefault(r["photo"], []).append(r["accuracy"])
+        groups.setdefault(r["photo"], []).append(figure(r))
     return {photo: fmean(values) for photo, values in groups.items()}
+
+
+def bootstrap(
+    values: Sequence, figure: Callable[[np.ndarray], float] = lambda sample: float(sample.mean())
+) -> tuple[float, float]:
+    """The 95 % interval of a figure of some photos: percentiles over drawing the photos anew.
+
+    Args:
+        values: One number, or one row of numbers, for each photo.
+        figure: Of those of a draw, (n, ...) -> a number; the mean by default.
+
+    Returns:
+        Lower and upper end, the same at every call; NaN for one photo alone.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return math.nan, math.nan
+    draws = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
+    low, high = np.percentile([figure(values[draw]) for draw in draws], (2.5, 97.5))
+    return float(low), float(high)
 
 
 def interval(records: Iterable[Record]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -74,6 +75,8 @@ class Onrw(System):
         size: Working size in pixels; None for the photo's own.
         fingerprint: Of the key, for the cache.
         device: Where models run.
+        like: A peer whose PSNR is the target, photo by photo; None for the settings' own.
+        psnr_of: (peer, photo) -> the PSNR of the peer's mark.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Onrw(System):
     size: int | None = None
     fingerprint: str = ""
     device: str = "cpu"
+    like: System | None = None
+    psnr_of: Callable[[System, Photo], float] | None = None
     num_bits: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,9 +103,12 @@ class Onrw(System):
             "model": f"{self.mini.model.name} {self.mini.autoencoder.name}",
             "size": self.size,
             "settings": asdict(self.settings_),
-        }
+        } | ({} if self.like is None else {"psnr_of": self.like.settings()})
 
     def mark(self, photo: Photo, bits: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        settings = self.settings_
+        if self.like is not None:
+            settings = settings.with_(target_psnr=self.psnr_of(self.like, photo))
         marked = embed(
             photo.image.to(self.device),
             self.mini.model,
@@ -109,7 +117,7 @@ class Onrw(System):
             bits,
             positive=self.mini.encode(photo.prompt),
             null=self.mini.encode(""),
-            settings=self.settings_,
+            settings=settings,
             generator=generator,
             size=self.size or min(photo.image.shape[-2:]),
         )

@@ -1,0 +1,123 @@
+"""Mark photos with some systems, attack them, read them, and keep everything; what the benchmarks of marks share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..attacks import attack, suite
+from ..keys import Key
+from ..mini import Mini
+from .cache import Cache, generator_for
+from .marking import marked
+from .photos import Photo
+from .regeneration import PURIFY_SIGMAS, regenerations
+from .report import PLAIN, progress
+from .statistics import judge
+from .systems import Onrw, System
+
+__all__ = ["Measured", "attacks_of", "measure", "tell"]
+
+Record = dict[str, Any]
+Attacks = Callable[[str], Iterator[tuple[str, str, Any]]]
+Measured = tuple[dict[str, list[Record]], dict[str, list[Record]]]
+
+
+def tell(text: str) -> None:
+    """Progress, beside the report on stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def attacks_of(
+    suites: Sequence[str], seed: int, mini: Mini | None, device: str, sigmas: Sequence[float] | None = None
+) -> Attacks:
+    """A function: photo name -> (suite, label, attack); random strengths differ from photo to photo.
+
+    Args:
+        suites: Their names; "adversarial" is none of attacks.
+        seed: Of the random strengths.
+        mini: Of the suite "regeneration".
+        device: Where it is.
+        sigmas: Strengths of its purification.
+    """
+    models = regenerations(mini, device, sigmas or PURIFY_SIGMAS, tell) if "regeneration" in suites else []
+
+    def of(photo: str) -> Iterator[tuple[str, str, Any]]:
+        yield PLAIN, PLAIN, attack("identity")
+        for name in suites:
+            if name == "regeneration":
+                yield from ((name, str(a), a) for a in models)
+            elif name == "onrw12-random":
+                drawn = suite(name, generator_for(seed, name, photo))
+                yield from ((name, f"random {a.name}", a) for a in drawn)
+            elif name != "adversarial":
+                yield from ((name, str(a), a) for a in suite(name))
+
+    return of
+
+
+def measure(
+    systems: Sequence[System],
+    caches: dict[str, Cache],
+    photos: Sequence[Photo],
+    attacks: Attacks,
+    key: Key,
+    seed: int,
+    extra: Sequence[Photo] = (),
+) -> Measured:
+    """Every photo with every system.
+
+    Args:
+        systems: What marks and reads.
+        caches: By name of system.
+        photos: At the systems' working size.
+        attacks: From `attacks_of`.
+        key: Of the messages.
+        seed: Of the benchmark.
+        extra: Photos that this library alone marks, at their own size.
+
+    Returns:
+        Records of the marked photos and of the readings, each by name of system.
+    """
+    marks: dict[str, list[Record]] = {s.name: [] for s in systems}
+    readings: dict[str, list[Record]] = {s.name: [] for s in systems}
+    work = [(photo, s) for photo in photos for s in systems]
+    work += [(photo, replace(s, size=None)) for photo in extra for s in systems if isinstance(s, Onrw)]
+    for number, (photo, s) in enumerate(work, 1):
+        note, taken = _measure(s, caches[s.name], photo, attacks, key, seed)
+        marks[s.name].append(note)
+        readings[s.name] += taken
+        tell(progress(f"{number}/{len(work)}", s, photo, note, taken))
+    return marks, readings
+
+
+
+
+def _measure(
+    system: System, cache: Cache, photo: Photo, attacks: Attacks, key: Key, seed: int
+) -> tuple[Record, list[Record]]:
+    """Mark one photo and read it after every attack, as far as the cache does not have it."""
+    image, note = marked(system, cache, photo, key, seed)
+    expected = torch.tensor([int(b) for b in note["bits"]])
+    records = []
+    for suite_name, label, action in attacks(photo.name):
+        text = f"{suite_name}: {action}"
+        record = cache.reading(note["mark"], text)
+        if record is None:
+            attacked = action(image[None], generator_for(seed, photo.name, text))
+            outcome = system.read(attacked.images[0], tuple(photo.image.shape[-2:]))
+            record = {
+                "photo": photo.name,
+                "mark": note["mark"],
+                "attack": text,
+                "suite": suite_name,
+                "label": label,
+            }
+            record |= judge(outcome, expected, key, note["id"])
+            cache.keep_reading(record)
+        records.append(record)
+    return note, records
