@@ -24,7 +24,9 @@ from .constrained import SPACES, Constraint, OriginalBranch, marked_branch, orig
 from .extractors.base import Extractor
 from .metrics import psnr
 from .model import Autoencoder, DiffusionModel
+from .regeneration import regenerations
 from .trajectory import Inversion
+from .warmstart import warm_start
 
 __all__ = ["PRESETS", "Settings", "State", "Watermark", "combined_mask", "optimise"]
 
@@ -224,13 +226,18 @@ def optimise(
         luma_only=settings.luma_only,
     )
 
+    mix = training_mix(settings.mix, regenerations(model, autoencoder, inversion))
     like = original.decoded if settings.space == "pixel" else original.latent
-    delta = (torch.randn(like.shape, generator=generator) * INITIAL_DELTA).to(like).requires_grad_()
+    if settings.composition == "residual" and settings.space != "pixel":
+        delta = warm_start(autoencoder, original.decoded, composer, extractor, bits, mix, generator).to(like)
+    else:
+        delta = (torch.randn(like.shape, generator=generator) * INITIAL_DELTA).to(like)
+    delta.requires_grad_()
     optimiser = torch.optim.AdamW([delta], settings.learning_rate, eps=EPSILON, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimiser, settings.iterations, eta_min=settings.learning_rate * FINAL_RATE
     )
-    mix = training_mix(settings.mix)
+    expected = bits.to(like.device).bool()
     history: list[dict] = []
     held = 0
     for iteration in range(1, settings.iterations + 1):
@@ -248,10 +255,9 @@ def optimise(
         message_loss, accuracy = [], []
         for attack in mix.draw(generator, settings.attacks):
             attacked = attack(marked, generator)
-            message_loss.append(extractor.loss(attacked.images, bits, attacked.geometry).mean())
-            with torch.no_grad():
-                read = extractor.logits(attacked.images, attacked.geometry) > 0
-                accuracy.append((read == bits.to(read.device).bool()).float().mean().item())
+            attack_loss, logits = extractor.loss_and_logits(attacked.images, bits, attacked.geometry)
+            message_loss.append(attack_loss.mean())
+            accuracy.append(((logits > 0) == expected).float().mean().item())
         message_loss = torch.stack(message_loss).mean()
         image_loss = (decoded - image).square().mean() if settings.composition == "mask" else message_loss.new_zeros(())
         loss = (

@@ -73,7 +73,7 @@ def published_loop(
         (attack,) = mix.draw(generator, 1)
         attacked = attack(marked, generator)
         # The paper's loss, whatever the extractor's own is.
-        message_loss = Extractor.loss(extractor, attacked.images, bits, attacked.geometry).mean()
+        message_loss = Extractor.loss_and_logits(extractor, attacked.images, bits, attacked.geometry)[0].mean()
         attention_loss = torch.stack(
             [self_attention_loss(m, r) for m, r in zip(maps, reference, strict=True)]
         ).mean()

@@ -38,8 +38,13 @@ class Extractor(ABC):
             (B, num_bits), positive = bit 1, differentiable.
         """
 
-    def loss(self, images: Tensor, bits: Tensor, geometry: Geometry | None = None) -> Tensor:
-        """Message loss per image, shape (B,): cross-entropy of the logits at temperature 10 (arXiv 2601.17388).
+    def loss_and_logits(
+        self, images: Tensor, bits: Tensor, geometry: Geometry | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Message loss per image, (B,), and the soft bits, (B, num_bits), from one reading.
+
+        The loss is the cross-entropy of the logits at temperature 10 (arXiv 2601.17388). An extractor with a better
+        one has it here.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -48,4 +53,9 @@ class Extractor(ABC):
         """
         logits = self.logits(images, geometry)
         target = bits.to(logits).expand_as(logits)
-        return F.binary_cross_entropy_with_logits(TEMPERATURE * logits, target, reduction="none").mean(1)
+        loss = F.binary_cross_entropy_with_logits(TEMPERATURE * logits, target, reduction="none").mean(1)
+        return loss, logits
+
+    def loss(self, images: Tensor, bits: Tensor, geometry: Geometry | None = None) -> Tensor:
+        """Message loss per image, (B,); see `loss_and_logits`."""
+        return self.loss_and_logits(images, bits, geometry)[0]

@@ -21,18 +21,20 @@ from torch import Tensor
 from ..detection import Reading
 from ..geometry import Geometry
 from .base import Extractor
-from .carriers import BIT_COUNTS, TILE, Carriers, KeyStream
-from .folding import coefficients, shifted, tile_grid
+from .carriers import BIT_COUNTS, Carriers, KeyStream
+from .folding import HALF, half_tiles, shifted
 from .reader import WORKING_SIZE, average_tile, read, tile_of, whitened
 from .whitening import luminance
 
 __all__ = ["KeyedExtractor"]
 
-MARGIN = 1.0  # of the logits: what the weakest bits are pushed to
-SYNC_MARGIN = 0.5  # cosine of sync pattern and tile
+MARGIN, SYNC_MARGIN = 1.0, 0.5  # of the logits, and of the cosine of sync pattern and tile: what they are pushed to
+# Few tiles cannot have that much. A margin within reach turns to the bits that are wrong, not to those that are easy.
+WINDOW_MARGIN, WINDOW_SYNC_MARGIN = 0.35, 0.4
+WINDOW = 5  # half tiles per side of the windows: about a tenth of a picture of the working size
+WINDOW_WEIGHT = 0.65  # the rest is the whole picture's
 SHARPNESS = 6.0  # of the hinges
 STRENGTH_WEIGHT = 0.1
-WINDOW = 3  # tiles per side of the windows: about a tenth of a picture of the working size
 
 
 class KeyedExtractor(Extractor):
@@ -75,9 +77,12 @@ class KeyedExtractor(Extractor):
     def _logits(self, tile: Tensor) -> Tensor:
         return F.normalize(tile, dim=1) @ self._payload.to(tile).T * math.sqrt(self.num_bits)
 
-    def loss(self, images: Tensor, bits: Tensor, geometry: Geometry | None = None) -> Tensor:
-        """Message loss per image, (B,): of the average tile, and of every window of a few tiles as if it were a crop.
+    def loss_and_logits(
+        self, images: Tensor, bits: Tensor, geometry: Geometry | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Message loss per image, (B,), and the soft bits: see `Extractor.loss_and_logits`.
 
+        The loss is that of the average tile, and of every window of 2.5 x 2.5 tiles as if it were a crop.
         Bits and sync pattern have hinges, which push the weakest bits and a weak sync pattern. The strength term, the
         absolute size of the mark in the tile, makes its repetition stand out (the search finds geometry by it) and
         gives a gradient that does not depend on how far the bits are. The windows make crops readable wherever they
@@ -92,22 +97,22 @@ class KeyedExtractor(Extractor):
         signs = bits.to(images) * 2 - 1
         tile = average_tile(straight)
         pattern = F.normalize(signs @ self._payload.to(tile), dim=0) + self._sync.to(tile)
-        whole = self._tile_loss(tile, signs) - STRENGTH_WEIGHT * (tile @ pattern)
-        rows, columns = -(-straight.y.shape[-2] // TILE), -(-straight.y.shape[-1] // TILE)
-        if min(rows, columns) < WINDOW or max(rows, columns) == WINDOW:
-            return whole
-        grid = coefficients(tile_grid(straight.y)).permute(0, 3, 1, 2)
+        whole = self._tile_loss(tile, signs, MARGIN, SYNC_MARGIN) - STRENGTH_WEIGHT * (tile @ pattern)
+        rows, columns = -(-straight.y.shape[-2] // HALF), -(-straight.y.shape[-1] // HALF)
+        if min(rows, columns) < WINDOW or max(rows, columns) <= WINDOW + 1:
+            return whole, self._logits(tile)
+        grid = half_tiles(straight.y).permute(0, 3, 1, 2)
         windows = F.avg_pool2d(grid, WINDOW, stride=1).flatten(2).transpose(1, 2)
         if straight.x0 or straight.y0:
             windows = shifted(windows, straight.x0, straight.y0)
-        return (whole + self._tile_loss(windows, signs).mean(1)) / 2
+        parts = self._tile_loss(windows, signs, WINDOW_MARGIN, WINDOW_SYNC_MARGIN).mean(1)
+        return torch.lerp(whole, parts, WINDOW_WEIGHT), self._logits(tile)
 
-    def _tile_loss(self, tile: Tensor, signs: Tensor) -> Tensor:
+    def _tile_loss(self, tile: Tensor, signs: Tensor, margin: float, sync_margin: float) -> Tensor:
         """Hinges of bits and sync pattern for tiles (..., 364): (...)."""
         unit = F.normalize(tile, dim=-1)
         margins = unit @ self._payload.to(tile).T * (math.sqrt(self.num_bits) * signs)
-        bit_loss = F.softplus(SHARPNESS * (MARGIN - margins)).mean(-1) / SHARPNESS
-        return bit_loss + F.softplus(SHARPNESS * (SYNC_MARGIN - unit @ self._sync.to(tile))) / SHARPNESS
+        return _hinge(margins, margin).mean(-1) + _hinge(unit @ self._sync.to(tile), sync_margin)
 
     @torch.no_grad()
     def read(self, image: Tensor, *, search: bool = True, fpr: float = 1e-6, size: int = WORKING_SIZE) -> Reading:
@@ -129,3 +134,7 @@ class KeyedExtractor(Extractor):
         Where nothing was detected, the number of bits in the reading is as much a guess as the bits.
         """
         return self._logits(reading.tile[None])[0]
+
+
+def _hinge(value: Tensor, margin: float) -> Tensor:
+    return F.softplus(SHARPNESS * (margin - value)) / SHARPNESS
