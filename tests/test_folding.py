@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onrw_core.extractors.carriers import FREQUENCIES, RADIUS_SQUARED, TILE, band_basis
-from onrw_core.extractors.folding import HOST_SLOPE, coefficients, fold, tile_grid
+from onrw_core.extractors.folding import HALF, HOST_SLOPE, coefficients, fold, half_tiles, tile_grid
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -32,3 +32,13 @@ def test_mean_of_the_tiles_is_the_folded_tile():
     grid = coefficients(tile_grid(w))
     assert grid.shape == (1, 2, 3, 364)
     assert torch.allclose(grid.mean((1, 2)), coefficients(fold(w)), atol=1e-5)
+
+
+def test_half_tiles_add_up_to_any_window():
+    w = torch.randn(1, 1, 150, 200, generator=torch.Generator().manual_seed(0))
+    halves = half_tiles(w)
+    assert halves.shape == (1, 5, 7, 364)
+    window = torch.zeros_like(w)
+    window[..., HALF : 4 * HALF, 2 * HALF : 5 * HALF] = w[..., HALF : 4 * HALF, 2 * HALF : 5 * HALF]
+    expected = coefficients(tile_grid(window)).sum((1, 2))
+    assert torch.allclose(halves[:, 1:4, 2:5].sum((1, 2)), expected, atol=1e-4)

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from .carriers import FREQUENCIES, RADIUS_SQUARED, TILE
 
-__all__ = ["coefficients", "fold", "shifted", "tile_grid"]
+__all__ = ["HALF", "coefficients", "fold", "half_tiles", "shifted", "tile_grid"]
+
+HALF = TILE // 2
 
 # Amplitudes of the folded tiles of photographs, their local spectra flattened, go with about this power of the
 # frequency. The reader divides it out, so that no part of the band drowns the others.
@@ -79,6 +81,19 @@ def coefficients(tiles: Tensor) -> Tensor:
     cc, cs = (part.flatten(-2)[..., place] for part in cosine.unflatten(-1, (2, -1)).unbind(-2))
     sc, ss = (part.flatten(-2)[..., place] for part in sine.unflatten(-1, (2, -1)).unbind(-2))
     return torch.cat([gain * cc - signed * ss, gain * sc + signed * cs], -1)
+
+
+def half_tiles(w: Tensor) -> Tensor:
+    """Coefficients of every half tile (32 x 32 pixels) of whitened pictures (B, 1, H, W): (B, rows, columns, 364).
+
+    Each is a tile that is 0 elsewhere, so that sums over windows are those of the window's folded tile.
+    """
+    grid = tile_grid(w)[:, :, :, None, None]
+    half = torch.arange(TILE, device=w.device) // HALF
+    part = (half == torch.arange(2, device=w.device)[:, None]).to(w)  # (2, 64)
+    quarters = coefficients(grid * part[:, None, :, None] * part[None, :, None, :])
+    rows, columns = (-(-side // HALF) for side in w.shape[-2:])
+    return quarters.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :rows, :columns]
 
 
 def shifted(coefficients: Tensor, x: float | Tensor, y: float | Tensor) -> Tensor:
