@@ -73,9 +73,11 @@ def _gain(spectrum: Tensor) -> Tensor:
     power = spectrum.real.square().add_(spectrum.imag.square())
     # The spectrum of a real picture is even: the column before the first is the second one upside down.
     before = power[..., 1:2].flip(-2).roll(1, -2)
-    power = torch.cat([before, power, power[..., -1:]], -1)
-    power = torch.cat([power[..., -1:, :], power, power[..., :1, :]], -2)
-    mean = F.avg_pool2d(power.flatten(0, 3), 3, stride=1).reshape(spectrum.shape)
+    power = torch.cat([before, power, power[..., -1:]], -1).div_(9)
+    lines = (power[..., :-2] + power[..., 1:-1]).add_(power[..., 2:])
+    mean = lines.roll(1, -2).add_(lines)
+    mean[..., :-1, :].add_(lines[..., 1:, :])
+    mean[..., -1, :].add_(lines[..., 0, :])
     least = LEAST * mean.mean((-2, -1), keepdim=True)
     return mean.add_(least).add_(1e-12).pow_(-POWER / 2)
 
