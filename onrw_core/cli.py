@@ -102,6 +102,12 @@ COMMANDS = (
         "onrw bench false-positives --images photos --keys 300 --readings 300000 --out results",
     ),
     Command(
+        ("bench", "spaces"),
+        ".bench.spaces",
+        "compare what can be optimised: pixels, latent, noise",
+        "onrw bench spaces --images photos --train others --out results",
+    ),
+    Command(
         ("bench", "speed"),
         ".bench.speed",
         "measure time and memory",

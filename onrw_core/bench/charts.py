@@ -7,7 +7,7 @@ from typing import Any
 
 from .report import PLAIN
 
-__all__ = ["false_positives_chart", "robustness_chart", "speed_chart"]
+__all__ = ["false_positives_chart", "robustness_chart", "spaces_chart", "speed_chart"]
 
 INCHES_PER_ATTACK = 0.42
 DPI = 130
@@ -115,3 +115,39 @@ def _save(figure: Any, path: Path) -> None:
     figure.savefig(temporary, dpi=DPI, format=path.suffix[1:] or "png")
     temporary.replace(path)
     _pyplot().close(figure)
+
+
+def spaces_chart(report: dict[str, Any], path: Path) -> None:
+    """Bit accuracy by suite with intervals, and presence over the strength of purification, one row per mix and budget.
+
+    Args:
+        report: What `onrw bench spaces` writes.
+        path: Picture file to write.
+    """
+    plt = _pyplot()
+    groups = list(dict.fromkeys((row["mix"], row["budget"]) for row in report["rows"]))
+    figure, axes = plt.subplots(len(groups), 2, figsize=(11, 3.4 * len(groups)), squeeze=False)
+    for (mix, budget), (bars, curve) in zip(groups, axes, strict=True):
+        rows = [row for row in report["rows"] if (row["mix"], row["budget"]) == (mix, budget)]
+        for i, row in enumerate(rows):
+            suites = row["suites"]
+            heights = [f["bit_accuracy"] for f in suites.values()]
+            errors = [
+                [max(0.0, f["bit_accuracy"] - f["interval"][0]) for f in suites.values()],
+                [max(0.0, f["interval"][1] - f["bit_accuracy"]) for f in suites.values()],
+            ]
+            offset = (i - (len(rows) - 1) / 2) * 0.15
+            positions = [x + offset for x in range(len(suites))]
+            bars.errorbar(positions, heights, errors, fmt="o", capsize=3, label=row["variant"])
+            if row["purification"]:
+                points = row["purification"]["curve"]
+                curve.plot([p["sigma"] for p in points], [p["present"] for p in points], "o-", label=row["variant"])
+        bars.set_xticks(range(len(rows[0]["suites"])), list(rows[0]["suites"]))
+        bars.set_ylabel("bit accuracy")
+        bars.set_title(f"mix {mix}, equal {budget}", fontsize=9)
+        bars.legend(fontsize=7)
+        curve.set_xlabel("sigma of the purification")
+        curve.set_ylabel("presence at 1e-6")
+        curve.set_ylim(-0.03, 1.03)
+    figure.suptitle(f"{report['photos']} photos, {report['size']} px, {report['target_psnr']:g} dB")
+    _save(figure, path)

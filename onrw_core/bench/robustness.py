@@ -3,8 +3,9 @@
 Every system marks the same photos with the same kind of message, a random id with its error correction and check; every
 attack gets the same random draws. "TPR at FPR f" counts readings with presence at f and the right message at f (so many
 equal bits that random bits have them with probability f: 36 and 41 of 48 bits at 1e-3 and 1e-6); systems without a
-presence statistic need the message alone. A target PSNR may be the name of a peer: then each photo is marked at the PSNR
-that the own mark of the peer on it has. Everything is cached in the output folder and resumes after an interruption.
+presence statistic need the message alone. A target PSNR may be the name of a peer: then each photo is marked at the
+PSNR that the own mark of the peer on it has. Everything is cached in the output folder and resumes after an
+interruption.
 """
 
 from __future__ import annotations
