@@ -26,7 +26,7 @@ CROSS_STRIDE = 4
 DEEPEST_STRIDE = 64
 WALK = 4
 """Steps along the self-attention: few, since a long walk forgets where it began."""
-SLOPE = 2.0
+SLOPE = 3.0
 """Of the sharpened mask, per standard deviation."""
 FLAT = 1e-6
 """Relative range below which a map says nothing about places."""

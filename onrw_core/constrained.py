@@ -106,7 +106,9 @@ def original_branch(
                 masks.append(pseudo_mask(maps, inversion.positive, size))
         mask = None
         if masked:
-            mask = sharpened(torch.stack(masks).mean(0))
+            # Attention knows the less of the picture the more noise it sees: weigh by the picture's share of variance.
+            share = 1 / (1 + inversion.sigmas[:-1, None, None, None, None].to(x.device) ** 2)
+            mask = sharpened((torch.stack(masks) * share).sum(0) / share.sum())
             if constraint.mask == "hard":
                 mask = (mask > HARD_THRESHOLD).to(mask)
         return OriginalBranch(x, autoencoder.decode(x), reference, inject, mask)

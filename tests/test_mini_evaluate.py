@@ -71,12 +71,19 @@ def test_figures_of_an_untrained_model(mini, folder, monkeypatch, tmp_path):
     assert plain["latent_1"] == pytest.approx(plain["latent_guided"], abs=1e-3)
     assert exact["latent_1"] > plain["latent_1"] + 10
 
+    found["samples"] = {"top1": 0.4, "top5": 0.5, "samples": 8, "classes": 10, "guidance": 4.0, "steps": 20}
+    found["samples"]["shown"] = ["a hat", "a leek"]
+    found["classifier"] = {"top1": 0.6, "top5": 0.9, "held_out": 20}
+    found["masks"] = {"ratios": {"a.jpg": 1.5, "b.jpg": 2.5}, "pooled": 1.9, "median": 2.0}
+    found["masks"] |= {"other_boxes": 1.1, "other_word": 0.9}
     found |= {"threads": 1, "seconds": {"a call": {"wall": 0.1234, "cpu": 0.2}}}
     card = tmp_path / "card.md"
     card.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     fill_card(card, markdown(found))
     text = card.read_text()
     assert "old" not in text and text.startswith("before") and text.endswith("after\n")
+    assert "for 40% and among its first five for 50%" in text and "a hat; a leek." in text
+    assert "1.90 times" in text and "1.50 to 2.50; at least 2 on 1" in text
     assert "| 64 px |" in text and "| ddim, 4 steps |" in text and "| a call | 0.123 |" in text
     card.write_text("no markers")
     with pytest.raises(ValueError, match="figures"):
@@ -118,7 +125,7 @@ def test_masks_inside_and_outside_of_boxes(mini, folder, tmp_path, monkeypatch):
     inside = masks.region([[0.0, 0.0, 0.5, 1.0], [0.25, 0.0, 0.75, 0.5]], 8)
     assert inside.sum() == 40 and inside[0, 5] and not inside[7, 5]
     mask = torch.tensor([[0.8, 0.2], [0.8, 0.2]])[None, None]
-    assert masks.inside_outside(mask, masks.region([[0, 0, 0.5, 1]], 8)) == pytest.approx(4.0)
+    assert masks.inside_outside(mask, masks.region([[0, 0, 0.5, 1]], 8)) == pytest.approx((0.8, 0.2))
 
     monkeypatch.setattr(masks, "SIDE", 64)
     monkeypatch.setattr(masks, "STEPS", 2)
@@ -127,8 +134,8 @@ def test_masks_inside_and_outside_of_boxes(mini, folder, tmp_path, monkeypatch):
     entries = read_captions(folder)
     mini.model.unet.middle_block[1].transformer_blocks[0].attn2.to_q.weight.data.mul_(20)
     found = masks.mask_figures(mini, entries, boxes)
-    assert list(found["ratios"]) == ["0.png", "1.png"] and found["mean"] > 0
-    assert found["other_boxes"] == pytest.approx(found["mean"])  # the boxes are the same on both
+    assert list(found["ratios"]) == ["0.png", "1.png"] and found["pooled"] > 0
+    assert found["other_boxes"] == pytest.approx(found["pooled"])  # the boxes are the same on both
     with pytest.raises(ValueError, match=r"1\.png, marked in boxes\.json"):
         masks.mask_figures(mini, entries[:1], boxes)
 

@@ -59,14 +59,17 @@ def markdown(figures: dict[str, Any]) -> str:
             f"{1 / row['classes']:.0%} and {5 / row['classes']:.0%}.",
             "",
         ]
+        if "shown" in row:
+            lines += [f"The sheet below shows, row by row: {'; '.join(row['shown'])}.", ""]
     if "masks" in figures:
         row = figures["masks"]
         ratios = list(row["ratios"].values())
         lines += [
             f"Pseudo-mask of the object's word on {len(ratios)} photos held out (clothes, boxes marked by hand): its "
-            f"mean inside the object is {row['mean']:.2f} times its mean outside (median {row['median']:.2f}, "
+            f"mean inside the object is {row['pooled']:.2f} times its mean outside (single photos: mean "
+            f"{sum(ratios) / len(ratios):.2f}, median {row['median']:.2f}, "
             f"{min(ratios):.2f} to {max(ratios):.2f}; at least 2 on {sum(r >= 2 for r in ratios)}). With other photos' "
-            f"boxes the mean ratio is {row['other_boxes']:.2f}, with the caption's first word {row['other_word']:.2f}.",
+            f"boxes it is {row['other_boxes']:.2f}, with the caption's first word {row['other_word']:.2f}.",
             "",
             *table(("photo", "inside / outside"), ((Path(n).stem, f"{r:.2f}") for n, r in row["ratios"].items())),
         ]

@@ -7,7 +7,7 @@ right, bottom; fractions of the central square) that together cover the object.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ __all__ = ["BOXES", "inside_outside", "mask_figures"]
 BOXES = Path(__file__).parent / "boxes.json"
 SIDE = 256
 STEPS = 20
+LEAST = 1e-6
 
 
 def region(boxes: Iterable[Iterable[float]], side: int) -> Tensor:
@@ -37,10 +38,16 @@ def region(boxes: Iterable[Iterable[float]], side: int) -> Tensor:
     return inside
 
 
-def inside_outside(mask: Tensor, inside: Tensor) -> float:
-    """Mean of a mask (1,1,h,w) inside a region (H,W), over its mean outside."""
+def inside_outside(mask: Tensor, inside: Tensor) -> tuple[float, float]:
+    """Means of a mask (1,1,h,w) inside and outside of a region (H,W)."""
     mask = F.interpolate(mask, inside.shape, mode="nearest")[0, 0]
-    return float(mask[inside].mean() / mask[~inside].mean().clamp_min(1e-6))
+    return float(mask[inside].mean()), float(mask[~inside].mean().clamp_min(LEAST))
+
+
+def ratio(means: Sequence[tuple[float, float]]) -> float:
+    """Mean inside over mean outside, of several photos together."""
+    inside, outside = np.mean(means, axis=0)
+    return float(inside / outside)
 
 
 @torch.no_grad()
@@ -53,8 +60,9 @@ def mask_figures(mini: Mini, entries: Iterable[tuple[Path, str]], boxes: Path = 
         boxes: The marked photos.
 
     Returns:
-        ``ratios`` by photo, their ``mean`` and ``median``, and two controls: the mean with each mask on the next
-        photo's boxes (``other_boxes``), and with the mask of the caption's first word (``other_word``).
+        ``ratios`` by photo, their ``median``, the ratio of the photos' mean inside to their mean outside (``pooled``),
+        and the same for two controls: each mask on the next photo's boxes (``other_boxes``), and the mask of the
+        caption's first word (``other_word``).
 
     Raises:
         ValueError: A marked photo is not among the entries.
@@ -65,7 +73,7 @@ def mask_figures(mini: Mini, entries: Iterable[tuple[Path, str]], boxes: Path = 
     if missing:
         raise ValueError(f"{missing[0]}, marked in {boxes.name}, is not among the photos; give their folder")
     regions = [region(parts, SIDE) for _, parts in marked.values()]
-    ratios, other_boxes, other_word = [], [], []
+    means, other_boxes, other_word = [], [], []
     for k, (name, (word, _)) in enumerate(marked.items()):
         path, caption = captions[name]
         latent = mini.autoencoder.encode(read_square(path, SIDE))
@@ -79,13 +87,13 @@ def mask_figures(mini: Mini, entries: Iterable[tuple[Path, str]], boxes: Path = 
             ).mask
             for chosen in (word, caption.split()[0])
         )
-        ratios.append(inside_outside(own, regions[k]))
+        means.append(inside_outside(own, regions[k]))
         other_boxes.append(inside_outside(own, regions[(k + 1) % len(regions)]))
         other_word.append(inside_outside(other, regions[k]))
     return {
-        "ratios": dict(zip(marked, ratios, strict=True)),
-        "mean": float(np.mean(ratios)),
-        "median": float(np.median(ratios)),
-        "other_boxes": float(np.mean(other_boxes)),
-        "other_word": float(np.mean(other_word)),
+        "ratios": {name: inside / outside for name, (inside, outside) in zip(marked, means, strict=True)},
+        "median": float(np.median([inside / outside for inside, outside in means])),
+        "pooled": ratio(means),
+        "other_boxes": ratio(other_boxes),
+        "other_word": ratio(other_word),
     }
