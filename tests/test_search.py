@@ -85,11 +85,11 @@ def test_polish_corrects_affine_and_perspective(picture):
     error = Geometry(torch.tensor([[1.004, 0.003, 1], [-0.003, 0.998, -2], [1e-5, -1e-5, 1]], dtype=torch.float64))
     w = whiten(luma(resample(picture, error, (SIZE, SIZE), mode="bicubic")))
     tiles, centres = blocks(w, None)
-    found = polished(tiles, centres, Carriers.from_key(KEY).sync_for(48).float(), perspective=True)
+    found, gain = polished(tiles, centres, Carriers.from_key(KEY).sync_for(48).float(), perspective=True)
     corners = torch.tensor([[64.0, 64], [448, 64], [64, 448], [448, 448]])
     before = (error.apply(corners) - corners).norm(dim=1).max()
     after = (found.apply(corners) - error.apply(corners)).norm(dim=1).max()
-    assert before > 4 and after < 0.7
+    assert before > 4 and after < 0.7 and gain > 1.05
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def blocks(w: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     return coefficients(grid.flatten(0, 1)[used]), torch.stack([x, y], -1).reshape(-1, 2)[used] * TILE
 
 
-def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = False) -> Geometry:
+def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = False) -> tuple[Geometry, float]:
     """Climb to the geometry at which the tiles agree best with a sync pattern.
 
     Args:
@@ -54,7 +54,8 @@ def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = F
         perspective: Whether to adapt the two perspective numbers as well; needs a strong mark.
 
     Returns:
-        Takes the tiles' frame to the corrected one.
+        What takes the tiles' frame to the corrected one, and how many times better they agree then, as far as moving
+        whole tiles goes.
     """
     middle = centres.mean(0)
     radius = (centres - middle).norm(dim=1).max().clamp(min=TILE / 2)
@@ -75,17 +76,19 @@ def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = F
     hessian = torch.einsum("tpk,tqk,k->pq", features, features, power / power.sum()) / len(tiles)
     inverse = torch.linalg.inv(hessian + 1e-4 * hessian.diagonal().mean() * torch.eye(len(hessian)))
     parameters = torch.zeros(field.shape[1])
-    best, best_value = parameters, -torch.inf
-    for _ in range(STEPS + 1):
+    best, best_value, first = parameters, -torch.inf, 0.0
+    for step_number in range(STEPS + 1):
         phase = torch.einsum("tpk,p->tk", features, parameters)
         value = product * torch.polar(torch.ones_like(phase), phase)
         total = float(value.real.sum())
+        first = total if step_number == 0 else first
         if total > best_value:
             best, best_value = parameters, total
         gradient = -torch.einsum("tk,tpk->p", value.imag, features)
         step = inverse @ gradient / max(abs(total), 1e-6)
         parameters = parameters + step * min(1.0, MAX_STEP / float(step.abs().max().clamp(min=1e-9)))
-    return _homography(best.double(), middle.double(), float(radius))
+    gain = best_value / first if first > 0 else torch.inf
+    return _homography(best.double(), middle.double(), float(radius)), gain
 
 
 def _homography(parameters: Tensor, middle: Tensor, radius: float) -> Geometry:

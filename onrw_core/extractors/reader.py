@@ -41,6 +41,7 @@ NEGLIGIBLE = 0.3  # pixels; corrections below it are not made
 CLEAR = 3  # times log10 fpr: a weaker mark is kept, but a better geometry for it is still looked for
 SETTLING = 4  # polishes of a detected mark at most: each reaches a few pixels
 GAIN = 1.01  # in cosine that a correction must bring
+PREDICTED_GAIN = 1.005  # by moving whole tiles; below it, no picture is drawn to see
 PROMISING = math.log(0.1)  # log_sync that earns an attempt its polish; the payload must not decide that
 
 
@@ -57,6 +58,7 @@ class Attempt:
         log10_p: Presence in this attempt alone.
         weight: w_j.
         searched: Whether the search proposed it.
+        still: Whether a polish left it as it was, and would again.
     """
 
     tile: Tensor
@@ -67,6 +69,7 @@ class Attempt:
     log10_p: float
     weight: float
     searched: bool = False
+    still: bool = False
 
     @property
     def total_log10_p(self) -> float:
@@ -137,11 +140,12 @@ class Attempts:
         self.carriers = carriers
         self.sync = carriers.sync.to(y)
         self.shape = (y.shape[-2], y.shape[-1])
+        self.plain: Straight | None = None
 
     def attempt(self, geometry: Geometry | None, weight: float, searched: bool = False) -> Attempt:
         """Read under a geometry that may lack a flip, quarter turns and a shift."""
         geometry = _in_frame(geometry or Geometry.identity(), self.shape)
-        tile = tile_of(self.y, geometry, ATTEMPT_SIDE)
+        tile = average_tile(self._straight(geometry, ATTEMPT_SIDE))
         found = align(tile, self.sync)
         count = int(found.cosine[0].argmax())
         orientation = int(found.orientation[0, count])
@@ -155,14 +159,16 @@ class Attempts:
 
     def polish(self, attempt: Attempt) -> Attempt:
         """Refine an attempt's geometry; it stays as it is where that does not help."""
-        straight = whitened(self.y, attempt.geometry, POLISH_SIDE)
+        straight = self._straight(attempt.geometry, POLISH_SIDE)
         tiles, centres = blocks(straight.y, straight.weight)
         tiles = shifted(tiles, straight.x0, straight.y0)
         centres = centres + torch.tensor([straight.x0, straight.y0])
         sync = self.sync[attempt.count]
         geometry, tile, cosine = attempt.geometry, attempt.tile, attempt.cosine
         for perspective in (False, True):
-            correction = polished(tiles, centres, sync, perspective)
+            correction, gain = polished(tiles, centres, sync, perspective)
+            if gain < PREDICTED_GAIN:
+                continue
             if float((correction.apply(centres) - centres).norm(dim=1).max()) < NEGLIGIBLE:
                 continue  # exact shifts and quarter turns stay exact, and cost no resampling
             changed = _in_frame(correction @ attempt.geometry, self.shape)
@@ -172,7 +178,17 @@ class Attempts:
                 geometry, tile, cosine = changed, new, similarity
         # The sync pattern was used up by the climb: its p-value stays that of the unpolished tile.
         log10_p = _log10_p(tile, attempt.log_sync, attempt.count, self.carriers)
-        return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p)
+        still = geometry is attempt.geometry
+        return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p, still=still)
+
+    def _straight(self, geometry: Geometry, limit: int) -> Straight:
+        """`whitened`, made once for all shifts of the picture as it is."""
+        shift = geometry.matrix[:2, 2].tolist()
+        if not torch.equal(geometry.matrix, Geometry.shift(*shift).matrix):
+            return whitened(self.y, geometry, limit)
+        if self.plain is None:
+            self.plain = whitened(self.y, None)
+        return self.plain._replace(x0=shift[0], y0=shift[1])
 
 
 def _geometries(y: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry | None, float, bool]]:
@@ -243,6 +259,8 @@ def _settled(attempts: Attempts, found: Attempt) -> Attempt:
     """Polish a detected mark until its geometry stands still; the p-value stays that of the detection."""
     log10_p = found.log10_p
     for _ in range(SETTLING):
+        if found.still:
+            break
         better = attempts.polish(found)
         if better.cosine <= found.cosine * GAIN:
             break
