@@ -206,6 +206,7 @@ def _connected(address: str, workers: int | None, threads: int | None) -> Iterat
     if address == LOCAL:
         cores = max(os.cpu_count() or 1, (workers or 0) * (threads or 1))
         options |= {"include_dashboard": False, "num_cpus": cores}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as nice as this process, not nicer by 15
     try:
         ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:
