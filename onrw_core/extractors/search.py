@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .carriers import FREQUENCIES, TILE
+from .spectrum import flatten_spectrum
 from .whitening import flat_mask, whiten
 
 __all__ = ["Candidate", "Level", "candidates", "levels"]
@@ -83,7 +84,9 @@ def _shrunk(y: Tensor, factor: float) -> Tensor:
 def _flattened(y: Tensor) -> Tensor:
     height, width = y.shape[-2:]
     n = 512 if max(height, width) <= 320 else 1024
-    w = whiten(y, flat_mask(y))[0, 0]
+    mask = flat_mask(y)
+    w = flatten_spectrum(whiten(y, mask))[0, 0]
+    w = w if mask is None else w * mask[0, 0]
     window = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
     half = torch.fft.rfft2(w * window, s=(n, n)).abs().square()
     power = torch.fft.fftshift(_full(half, n))[None, None]
