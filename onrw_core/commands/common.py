@@ -149,15 +149,21 @@ def plan(
     return jobs
 
 
-def run_batch(items: Sequence, work: Callable, name: Callable[..., Path]) -> int:
+def run_batch(items: Iterable, work: Callable, name: Callable[..., Path], total: int | None = None) -> int:
     """Do `work` for each item; a bad one is named and the others are done all the same.
 
     What is no bad input but a defect, or too little memory, does not stop the others either; its traceback is shown.
 
+    Args:
+        items: What to do.
+        work: Takes an item.
+        name: The file of an item.
+        total: How many items there are; None where they know themselves.
+
     Returns:
         The exit code: 0 all done, 1 some, 2 none.
     """
-    batch = Batch(len(items))
+    batch = Batch(len(items) if total is None else total)
     for item in items:
         try:
             work(item)

@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--registry", metavar="FILE", help="say what is noted of the id in this file; find it there if it is damaged"
     )
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="read photos as they are and do not search for rotation and scale; for many photos, most of them unmarked",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
@@ -45,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..extractors.keyed import KeyedExtractor
     from ..message import ID_BITS, SIZES, Decoded, decode, encode_id, raw
     from ..registry import Registry
+    from ..threads import in_order
 
     expected = None
     if arguments.expect_bits is not None:
@@ -56,9 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     registry = Registry(arguments.registry) if arguments.registry else None
     extractor = KeyedExtractor(key, ID_BITS if expected is None else len(expected))
 
-    def read(file: Path) -> None:
+    def read(file: Path) -> tuple[Reading, Tensor | None]:
         image = images.load(file).rgb
-        reading = extractor.read(image, fpr=arguments.fpr)
+        reading = extractor.read(image, search=not arguments.plain, fpr=arguments.fpr)
+        return reading, image if registry else None  # large, and only the registry looks at it again
+
+    def tell(file: Path, reading: Reading, image: Tensor | None) -> None:
         if reading.detected:
             bits, message = reading.bits, decode(reading.logits, key)
         else:  # a best guess, and as many bits as were asked for: their number is a guess as well
@@ -94,7 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
             chance = "" if match is None else f" (by chance: {p_value(match['log10_p'])})"
             say(f"  expected: {found}{chance}")
 
-    return run_batch(files, read, name=lambda file: file)
+    if len(files) == 1:  # all threads for one photo
+        return run_batch(files, lambda file: tell(file, *read(file)), name=lambda file: file)
+    batch = in_order(read, files)
+    return run_batch(batch, lambda done: tell(done[0], *done[1].result()), name=lambda done: done[0], total=len(files))
 
 
 def _sentence(reading: Reading, message: Decoded, bits: Tensor) -> str:
@@ -111,4 +123,3 @@ def _sentence(reading: Reading, message: Decoded, bits: Tensor) -> str:
         f"marked ({p_value(reading.log10_p)}), {found}; rotation {reading.rotation:.1f} degrees, "
         f"scale {reading.scale:.3f}{flip}"
     )
-
