@@ -68,6 +68,7 @@ def stream(
     address: str,
     workers: int | None = None,
     threads: int | None = None,
+    gpu: bool = True,
 ) -> Iterator[tuple[Job, Outcome]]:
     """Do jobs on a cluster.
 
@@ -80,6 +81,7 @@ def stream(
         address: As `ray.init` takes it, or "local" for a cluster of this machine's own, for this call.
         workers: How many; by default as many as the cluster has GPUs, or groups of `threads` cores.
         threads: Of each worker.
+        gpu: Whether each gets a GPU where the cluster has any.
 
     Yields:
         (job, outcome), in the order in which they are done.
@@ -96,7 +98,7 @@ def stream(
     else:
         return  # no cluster is needed
     with _connected(address, workers, threads) as ray:
-        gpus, threads, workers = _shares(ray, workers, threads)
+        gpus, threads, workers = _shares(ray, workers, threads, gpu)
         # On a GPU the cores are idle enough to decode and encode beside the optimisation.
         kind = ray.remote(Worker).options(num_gpus=gpus, num_cpus=threads, max_concurrency=DEPTH if gpus else 1)
 
@@ -175,7 +177,7 @@ def _outcome(ray: Any, call: Any) -> Outcome:
         return error
 
 
-def _shares(ray: Any, workers: int | None, threads: int | None) -> tuple[int, int, int]:
+def _shares(ray: Any, workers: int | None, threads: int | None, gpu: bool = True) -> tuple[int, int, int]:
     """GPUs and threads of a worker, and how many workers.
 
     Raises:
@@ -183,6 +185,7 @@ def _shares(ray: Any, workers: int | None, threads: int | None) -> tuple[int, in
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores, gpus = (sum(int(machine.get(kind, 0)) for machine in machines) for kind in ("CPU", "GPU"))
+    gpus *= gpu
     if threads is None:
         threads = max(1, min(THREADS, cores // (workers or gpus or 1)))
     room = sum(
