@@ -187,7 +187,8 @@ def _shares(ray: Any, workers: int | None, threads: int | None, gpu: bool = True
     cores, gpus = (sum(int(machine.get(kind, 0)) for machine in machines) for kind in ("CPU", "GPU"))
     gpus *= gpu
     if threads is None:
-        threads = max(1, min(THREADS, cores // (workers or gpus or 1)))
+        largest = max(int(machine.get("CPU", 0)) for machine in machines)
+        threads = max(1, min(THREADS, largest, cores // (workers or gpus or 1)))
     room = sum(
         min(int(machine.get("CPU", 0)) // threads, int(machine.get("GPU", 0)) if gpus else cores)
         for machine in machines

@@ -152,6 +152,7 @@ def test_shares():
 
     assert shares({"CPU": 16.0}, {"CPU": 6.0}) == (0, 4, 5)
     assert shares({"CPU": 2.0}) == (0, 2, 1)
+    assert shares({"CPU": 2.0}, {"CPU": 2.0}) == (0, 2, 2)
     assert shares({"CPU": 2.0}, workers=2) == (0, 1, 2)
     assert shares({"CPU": 2.0}, threads=1) == (0, 1, 2)
     assert shares({"CPU": 32.0, "GPU": 4.0}, {"CPU": 8.0}) == (1, 4, 4)
