@@ -15,10 +15,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import chain
 from typing import Any
 
@@ -216,6 +217,7 @@ def _connected(address: str, workers: int | None, threads: int | None) -> Iterat
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"--ray {address}: cannot be reached ({error}); `ray status` says whether it runs") from error
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):  # where Ray says what the machines complain of
+            yield ray
     finally:
         ray.shutdown()

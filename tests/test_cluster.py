@@ -1,5 +1,6 @@
 """The cluster: jobs are given, lost workers replaced, and the files those of one machine."""
 
+import json
 import logging
 import os
 import random
@@ -186,6 +187,7 @@ def test_a_killed_worker_changes_nothing(tmp_path, monkeypatch, caplog, capsys):
     Path("in/bad.png").write_text("no picture")
     words = ["--key", "my.key", "--size", "64", "--iterations", "2", "--target-psnr", "20", "--threads", "1"]
     assert cli.main(["embed", "in", "-o", "one", *words]) == 1
+    capsys.readouterr()
 
     logs = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets are in it: their paths have to be short
     monkeypatch.setenv("RAY_TMPDIR", str(logs))
@@ -207,12 +209,14 @@ def test_a_killed_worker_changes_nothing(tmp_path, monkeypatch, caplog, capsys):
     plain = images.write
     monkeypatch.setattr(images, "write", write)
     try:
-        code = cli.main(["embed", "in", "-o", "two", *words, "--ray", "local", "--workers", "2"])
+        code = cli.main(["embed", "in", "-o", "two", *words, "--json", "--ray", "local", "--workers", "2"])
         secrets = (key.secret, key.secret.hex().encode())
         texts = [path.read_bytes() for path in logs.rglob("*") if path.is_file()] + visible
     finally:
         shutil.rmtree(logs, ignore_errors=True)
-    assert code == 1 and "bad.png" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert code == 1 and "bad.png" in err
+    assert sorted(json.loads(line)["input"] for line in out.splitlines()) == [f"in/{seed}.png" for seed in range(6)]
     assert f"worker {killed[0]} on" in caplog.text and "was lost" in caplog.text
     assert len(texts) > len(visible) > 3 and not any(secret in text for secret in secrets for text in texts)
     one, two = ({path.name: path.read_bytes() for path in Path(folder).iterdir()} for folder in ("one", "two"))

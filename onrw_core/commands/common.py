@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from ..cli import BAD_INPUT, OK, SOME_FAILED
 from ..keys import ENVIRONMENT, Key
@@ -236,12 +236,12 @@ class Progress:
         self.bar.update(done - self.bar.n)
 
 
-def json_line(**fields) -> None:
-    """One JSON object on a line of its own; what is not finite, such as the PSNR of equal pictures, is null."""
+def json_line(*, to: TextIO | None = None, **fields) -> None:
+    """One JSON object on a line of its own, on stdout or `to`; what is not finite (PSNR of equal pictures) is null."""
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
     }
-    print(json.dumps(finite, ensure_ascii=False, allow_nan=False), flush=True)
+    print(json.dumps(finite, ensure_ascii=False, allow_nan=False), file=to, flush=True)
 
 
 def p_value(log10_p: float) -> str:
@@ -249,5 +249,5 @@ def p_value(log10_p: float) -> str:
     return f"p = {10**log10_p:.2g}" if log10_p > -3 else f"p = 1e{log10_p:.0f}"
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+def say(text: str, to: TextIO | None = None) -> None:
+    print(text, file=to, flush=True)

@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from .common import Batch, Progress, add_key, add_overwrite, json_line, load_key, number, p_value, plan, say
 from .decoders import add_extractor, load_decoder, optional_key
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = _message(arguments, key, None if decoder is None else decoder.num_bits)
     registry = _registry(arguments, given)
     mask = load_mask(arguments.mask) if arguments.mask else None
-    batch = Batch(len(jobs))
+    batch, stdout = Batch(len(jobs)), sys.stdout  # Ray's cluster turns the name to stderr
 
     def read(job: Job) -> bytes | None:
         content = images.read(job[0])
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
                 return
             images.check_free(result, source, arguments.overwrite)
             images.write(result, outcome.content, commit=lambda: note(result, outcome))
-            _show(arguments.json, job, outcome)
+            _show(arguments.json, job, outcome, stdout)
         except Exception as error:
             batch.failed(source, error)
 
@@ -180,7 +180,7 @@ def make_marker(
     return Marker(arguments, load_model(arguments.model), decoder, key, message, mask)
 
 
-def _show(as_json: bool, job: Job, result: Result) -> None:
+def _show(as_json: bool, job: Job, result: Result, to: TextIO) -> None:
     """Say what became of a photo."""
     message, (source, output) = result.message, job
     bits = "".join(map(str, message.bits.tolist()))
@@ -193,6 +193,7 @@ def _show(as_json: bool, job: Job, result: Result) -> None:
         )
     if as_json:
         json_line(
+            to=to,
             input=str(source),
             output=str(output),
             bits=bits,
@@ -208,7 +209,8 @@ def _show(as_json: bool, job: Job, result: Result) -> None:
     say(
         f"{source} -> {output}: {shown}bits {bits}, {result.psnr:.2f} dB, SSIM {result.ssim:.4f}, "
         f"{result.iterations} iterations, {result.seconds:.0f} s, "
-        f"{'read back' if result.found else 'NOT read back'} ({p_value(result.log10_p)})"
+        f"{'read back' if result.found else 'NOT read back'} ({p_value(result.log10_p)})",
+        to,
     )
 
 
