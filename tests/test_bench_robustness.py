@@ -228,7 +228,7 @@ def test_chart(folder, strip):
 def test_tables_show_adversarial_cases(folder, strip):
     robustness.run(arguments(folder, "--limit", "1"))
     report = report_of(folder)
-    case = {"case": "pasted", "meaning": "forged if present", "n": 3, "present": 1.0, "bit_accuracy": 0.75}
+    case = {"case": "pasted", "meaning": "forged if present", "n": 3, "present": 1.0, "bit_accuracy": 0.75, "psnr": 40}
     report["adversarial"] = {"x": [case]}
     assert "forged if present" in tables(report)
 

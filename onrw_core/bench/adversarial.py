@@ -4,8 +4,10 @@ The keyed mark is periodic, so that folding a marked picture modulo its tile giv
 
     tile = mean over all tiles of (picture - its local mean)
 
-The better the more pictures there are with the same message. It can be subtracted (removal) or added to another
-picture (forgery). Whoever holds a decoder can do more: optimise any picture until it reads what he wants.
+The better the more pictures there are with the same message: so the marks of the second key here have one for all, and
+those of the first key have each their own, of which an average keeps the sync pattern alone. It can be subtracted
+(removal) or added to another picture (forgery). Whoever holds a decoder can do more: optimise any picture until it
+reads what he wants.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from ..extractors.keyed import KeyedExtractor
 from ..keys import Key
+from ..metrics import psnr
 from ..rounding import round_8bit
 from .cache import Cache, generator_for
 from .marking import marked
@@ -72,7 +75,8 @@ def adversarial(system: Onrw, cache: Cache, photos: list[Photo], key: Key, seed:
         seed: Of the benchmark.
 
     Returns:
-        Per case: case, meaning, n, present (rate of presence at 1e-6), bit_accuracy of the message in question.
+        Per case: case, meaning, n, present (rate of presence at 1e-6), bit_accuracy of the message in question, psnr
+        of what the adversary made beside what he had.
     """
     found = [(photo, cache.mark(photo)) for photo in photos]
     pictures = [(photo, image, note) for photo, (image, note) in found]
@@ -86,39 +90,40 @@ def adversarial(system: Onrw, cache: Cache, photos: list[Photo], key: Key, seed:
     pixels = system.settings_.with_(space="pixel", attention_weight=0.0, mask="none")
     forger = replace(system, name=f"{system.name} forged", settings_=pixels)
     caches = {s.name: Cache(cache.folder.parent, s, seed) for s in (second, forger)}
+    twice = [
+        marked(second, caches[second.name], replace(photo, image=image), key, seed, "second", shared=True)
+        for photo, image, _ in pictures
+    ]
     average = estimated_tile([image for _, image, _ in pictures])
+    average_second = estimated_tile([image for image, _ in twice])
     outcomes: dict[tuple[str, str], list[dict]] = {}
 
-    def read(case: str, meaning: str, image: Tensor, by: Onrw, bits: str) -> None:
-        outcome = by.read(round_8bit(image), tuple(image.shape[-2:]))
+    def read(case: str, meaning: str, image: Tensor, before: Tensor, by: Onrw, bits: str) -> None:
+        image = round_8bit(image)
+        outcome = by.read(image, tuple(image.shape[-2:]))
         record = judge(outcome, torch.tensor([int(b) for b in bits]), key, "")
+        record["psnr"] = float(psnr(image[None], before[None]))
         outcomes.setdefault((case, meaning), []).append(record)
 
     for i, (photo, image, note) in enumerate(pictures):
         other = photos[(i + 1) % len(photos)].image
-        again, note_again = marked(
-            second, caches[second.name], replace(photo, image=image), key, seed, "second"
-        )
-        read("marked again with another key: first mark", SURVIVES, again, system, note["bits"])
-        read("marked again with another key: second mark", SURVIVES, again, second, note_again["bits"])
+        again, note_again = twice[i]
+        read("marked again with another key: first mark", SURVIVES, again, image, system, note["bits"])
+        read("marked again with another key: second mark", SURVIVES, again, image, second, note_again["bits"])
         own = estimated_tile([image])
         for gain in GAINS:
             size = tuple(image.shape[-2:])
             minus = image - gain * tiled(own, size)
-            read(f"own tile subtracted x{gain:g}", SURVIVES, minus, system, note["bits"])
+            read(f"own tile subtracted x{gain:g}", SURVIVES, minus, image, system, note["bits"])
             if len(pictures) > 1:
-                minus = image - gain * tiled(average, size)
-                read(
-                    f"tile of all {len(pictures)} photos subtracted x{gain:g}",
-                    SURVIVES,
-                    minus,
-                    system,
-                    note["bits"],
-                )
+                each = f"tile of {len(pictures)} photos, an id each, subtracted x{gain:g}"
+                read(each, SURVIVES, image - gain * tiled(average, size), image, system, note["bits"])
+                one = f"tile of {len(pictures)} photos, one id, subtracted x{gain:g}"
+                read(one, SURVIVES, again - gain * tiled(average_second, size), again, second, note_again["bits"])
                 pasted = other + gain * tiled(own, tuple(other.shape[-2:]))
-                read(f"own tile pasted elsewhere x{gain:g}", FORGED, pasted, system, note["bits"])
+                read(f"own tile pasted elsewhere x{gain:g}", FORGED, pasted, other, system, note["bits"])
         forged, note_forged = marked(forger, caches[forger.name], photo, key, seed, "forged")
-        read("pixels optimised with the key in hand", FORGED, forged, system, note_forged["bits"])
+        read("pixels optimised with the key in hand", FORGED, forged, photo.image, system, note_forged["bits"])
     return [
         {
             "case": case,
@@ -126,6 +131,7 @@ def adversarial(system: Onrw, cache: Cache, photos: list[Photo], key: Key, seed:
             "n": len(records),
             "present": fmean(r["log10_presence"] <= PRESENCE_LIMIT for r in records),
             "bit_accuracy": fmean(r["accuracy"] for r in records),
+            "psnr": fmean(r["psnr"] for r in records),
         }
         for (case, meaning), records in outcomes.items()
     ]

@@ -19,7 +19,13 @@ __all__ = ["marked"]
 
 
 def marked(
-    system: System, cache: Cache, photo: Photo, key: Key, seed: int, purpose: str = "message"
+    system: System,
+    cache: Cache,
+    photo: Photo,
+    key: Key,
+    seed: int,
+    purpose: str = "message",
+    shared: bool = False,
 ) -> tuple[Tensor, dict[str, Any]]:
     """The marked picture (3, H, W) and its record, from the cache or made now.
 
@@ -30,11 +36,12 @@ def marked(
         key: Of the message schema.
         seed: Of the benchmark.
         purpose: Other purposes draw other messages.
+        shared: Draw the same message for every photo.
     """
     found = cache.mark(photo)
     if found is not None:
         return found
-    generator = generator_for(seed, photo.name, purpose)
+    generator = generator_for(seed, "" if shared else photo.name, purpose)
     if system.num_bits in SIZES:
         message = random_id(key, generator, system.num_bits)
     else:

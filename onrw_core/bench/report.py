@@ -199,10 +199,10 @@ def tables(report: Record) -> str:
             f"lowest {100 * low['margin']:+.2f} on {low['attack']}{short}"
         )
     for name, cases in report.get("adversarial", {}).items():
-        lines += ["", f"{name}, adversarial: presence at 1e-6, bits of the message in question, meaning"]
+        lines += ["", f"{name}, adversarial: n, presence at 1e-6, bits of the message in question, dB of the change"]
         for c in cases:
-            rates = f"{100 * c['present']:>8.1f} %{100 * c['bit_accuracy']:>8.1f} %"
-            lines.append(f"{c['case']:<46}{c['n']:>4}{rates}  {c['meaning']}")
+            rates = f"{100 * c['present']:>8.1f} %{100 * c['bit_accuracy']:>8.1f} %{c['psnr']:>7.1f}"
+            lines.append(f"{c['case']:<50}{c['n']:>4}{rates}  {c['meaning']}")
     return "\n".join(lines)
 
 
