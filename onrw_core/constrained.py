@@ -185,7 +185,7 @@ def marked_branch(
         x = perturbed(model, inversion, delta)
         latent, attention_loss = denoise(model, inversion, x, original, checkpointing=checkpointing)
     if checkpointing:
-        return latent, checkpoint(autoencoder.decode, latent, use_reentrant=False), attention_loss
+        return latent, autoencoder.decode_checkpointed(latent), attention_loss
     return latent, autoencoder.decode(latent), attention_loss
 
 

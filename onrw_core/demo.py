@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .commands.common import Progress, number, p_value, say
 from .commands.embed import PRESETS
-from .commands.models import add_model, load_model
+from .commands.models import add_device, add_model, chosen_device, load_model
 from .files import atomic_write
 from .keys import Key
 
@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iterations", type=number(int, 1, 10000), metavar="N", help="most steps (default: preset's)")
     parser.add_argument("--size", type=number(int, 64, 512), default=512, metavar="N", help="side of the photo (512)")
     add_model(parser)
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -110,11 +111,11 @@ def run(arguments: argparse.Namespace) -> int:
         original = round_8bit(smaller)[0]
     images.save(folder / "original.png", original, overwrite=True)
 
-    loaded = load_model(arguments.model)
+    loaded = load_model(arguments.model, chosen_device(arguments.device))
     say(f"marking {folder / 'original.png'} with the id {ID} ...")
     with Progress("marking") as progress:
         marked = pipeline.embed(
-            original,
+            original.to(loaded.device),
             loaded.model,
             loaded.autoencoder,
             extractor,
@@ -127,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_inversion=progress.inversion,
             on_state=progress.optimisation,
         )
-    images.save(folder / "marked.png", marked.image, overwrite=True)
+    images.save(folder / "marked.png", marked.image.cpu(), overwrite=True)
     say(
         f"{folder / 'marked.png'}: {marked.psnr:.2f} dB, SSIM {marked.ssim:.4f}, {marked.iterations} iterations, "
         f"{marked.seconds:.0f} s"

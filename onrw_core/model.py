@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["AttentionControl", "AttentionMaps", "Autoencoder", "Conditioning", "DiffusionModel"]
 
@@ -143,3 +144,7 @@ class Autoencoder(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> images (B, 3, H, W), about [0, 1] and not clamped, so that gradients survive."""
+
+    def decode_checkpointed(self, latents: Tensor) -> Tensor:
+        """`decode`, whose activations are computed again in the backward pass; a backend may do so part by part."""
+        return checkpoint(self.decode, latents, use_reentrant=False)

@@ -197,6 +197,25 @@ def test_maps_pass_checkpointing_with_their_gradient(parts):
     assert all(p.grad is None and not p.requires_grad for p in model.unet.parameters())
 
 
+def test_checkpointed_decoding_computes_each_block_again_and_gives_the_same_gradient(parts):
+    _, autoencoder, _ = parts
+    decoder, calls = autoencoder.vae.decoder, []
+    hooks = [b.register_forward_pre_hook(lambda *_, i=i: calls.append(i)) for i, b in enumerate(decoder.up_blocks)]
+    latent = noise(1, autoencoder.channels, 8, 8)
+
+    def gradient(decode) -> torch.Tensor:
+        z = latent.clone().requires_grad_()
+        decode(z).square().mean().backward()
+        return z.grad
+
+    plain = gradient(autoencoder.decode)
+    torch.testing.assert_close(gradient(autoencoder.decode_checkpointed), plain)
+    assert calls == [0, 1, 0, 1, 1, 0]  # without, with, and again in the backward pass
+    assert not decoder.gradient_checkpointing
+    for hook in hooks:
+        hook.remove()
+
+
 def test_conditionings_of_different_length(parts):
     model, _, encode = parts
     long, short = encode("a cat"), encode("dog")

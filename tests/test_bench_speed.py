@@ -196,7 +196,7 @@ def command(tmp_path, monkeypatch, image):
     levels = (image[0].permute(1, 2, 0) * 255).round().byte().numpy().astype(np.uint8)
     for name in ("a", "b"):
         Image.fromarray(levels).save(tmp_path / f"{name}.png")
-    monkeypatch.setattr(speed, "load_model", lambda name: Loaded(Attentive(), Blocks(), lambda text: PROMPT))
+    monkeypatch.setattr(speed, "load_model", lambda *_: Loaded(Attentive(), Blocks(), lambda text: PROMPT))
     monkeypatch.setattr(speed, "load_extractor", lambda *_: Stripes())
     monkeypatch.setattr(trial, "training_mix", lambda: only("jpeg", "noise"))
 
@@ -227,10 +227,10 @@ def test_command_reports_both_loops(command, capsys, tmp_path):
     report = command("--cap-iterations", "60", "--cap-seconds", "20", "--chart", str(tmp_path / "speed.png"))
     ours, theirs = report["ours"], report["published"]
     assert ours["success"] and ours["successes"] == 2
-    assert theirs["learning_rate"] in speed.LEARNING_RATES
-    assert report["speedup_to_success"] == pytest.approx(
-        theirs["seconds_to_success"] / ours["seconds_to_success"]
-    )
+    assert theirs["learning_rate"] in speed.LEARNING_RATES and report["published_preset"] == "reference"
+    ratios = [a["seconds"] / b["seconds"] for a, b in zip(theirs["photos"], ours["photos"], strict=True)]
+    assert report["speedup_to_success"] == pytest.approx(sum(ratios) / 2)
+    assert set(report["speedup_by_share"]) >= {"0.9", "0.95", "0.98"}
     for loop in (ours, theirs):
         assert set(loop["breakdown"]) == set(PARTS) and loop["breakdown"]["UNet"] > 0
         assert loop["breakdown"]["attacks"] > 0 and loop["breakdown"]["optimiser"] > 0
@@ -239,6 +239,41 @@ def test_command_reports_both_loops(command, capsys, tmp_path):
     assert "speedup to success" in capsys.readouterr().out
     with Image.open(tmp_path / "speed.png") as chart:
         assert min(chart.size) > 300
+
+
+def test_the_published_loop_has_a_path_of_its_own_and_a_cap(command, monkeypatch):
+    paths = []
+
+    def slow(model, autoencoder, inversion, image, *_, **__):
+        paths.append((inversion.start_sigma, inversion.steps, inversion.guidance))
+        while True:
+            time.sleep(0.2)
+            yield image  # never marked
+
+    monkeypatch.setattr(trial, "published_loop", slow)
+    one = ("--limit", "1", "--learning-rate", "0.01", "--required", "0.9", "--cap-ratio", "2")
+    report = command(*one, "--published-preset", "paper")
+    (photo,), (ours,) = report["published"]["photos"], report["ours"]["photos"]
+    assert not photo["success"] and report["speedup_is_at_least"]
+    assert 2 * ours["seconds"] <= photo["seconds"] < 2 * ours["seconds"] + 0.5
+    assert report["speedup_by_share"]["0.9"]["at_least"] == 1
+    assert paths == [(pytest.approx(1.0), 10, 4.5)] * 2
+    command(*one, "--published-preset", "same")
+    assert paths[-1] == (pytest.approx(0.2), 1, 1.0)
+
+
+def test_photos_that_ours_fails_on_are_no_speedup(command):
+    with pytest.raises(ValueError, match="--required"):
+        command("--required", "1.01")
+
+
+def test_cpu_time_leaves_out_waiting(command, monkeypatch):
+    monkeypatch.setattr(trial, "published_loop", lambda *_, **__: iter(()))
+    decode = Blocks.decode
+    monkeypatch.setattr(Blocks, "decode", lambda self, latents: time.sleep(SLEEP) or decode(self, latents))
+    for option, waits in ((), True), (("--cpu-time",), False):
+        report = command("--iterations", "3", "--no-published", "--limit", "1", *option)
+        assert (report["ours"]["breakdown"]["VAE"] >= SLEEP) == waits
 
 
 def test_fixed_iterations_and_ours_alone(command):

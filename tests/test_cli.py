@@ -57,7 +57,7 @@ def onrw(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ONRW_KEY", raising=False)
     monkeypatch.setattr(pipeline, "embed", pixel_embed)
-    monkeypatch.setattr(embed, "load_model", lambda name: models.Loaded(None, None, lambda prompt: None))
+    monkeypatch.setattr(embed, "load_model", lambda *_: models.Loaded(None, None, lambda prompt: None))
     Key(bytes(range(32))).save(tmp_path / "my.key")
 
     def run(*words):

@@ -18,13 +18,13 @@ def unmarked(image, model, autoencoder, extractor, bits, **_):
     return Marked(image, bits, 42.0, 42.0, 0.99, 1, 0.1, None)
 
 
-def interrupted(name):
+def interrupted(*_):
     raise KeyboardInterrupt
 
 
 def test_files_and_readings(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "embed", unmarked)
-    monkeypatch.setattr(demo, "load_model", lambda name: Loaded(None, None, lambda prompt: None))
+    monkeypatch.setattr(demo, "load_model", lambda *_: Loaded(None, None, lambda prompt: None))
     monkeypatch.setattr(demo, "ATTACKS", (("as it is", "identity"), ("half cropped away", "crop=0.5")))
     assert cli.main(["demo", "-o", str(tmp_path), "--size", "64"]) == 0
     names = {path.name for path in tmp_path.iterdir()}

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from onrw_core.attacks import training_mix
+from onrw_core.compose import Composer
 from onrw_core.constrained import Constraint, denoise, marked_branch, original_branch, perturbed
 from onrw_core.extractors.keyed import KeyedExtractor
 from onrw_core.fingerprint import image_digest
@@ -19,6 +21,7 @@ from onrw_core.mini.unet import UNet, UNetConfig
 from onrw_core.model import Conditioning
 from onrw_core.optimise import PRESETS, Settings, optimise
 from onrw_core.pipeline import embed, render, working_image
+from onrw_core.warmstart import warm_start
 
 SETTINGS = Settings(start_sigma=0.2, steps=2, iterations=8, attention_weight=0.0)
 
@@ -242,3 +245,17 @@ def test_presets_run_the_unet():
     assert set(PRESETS) == {"reference", "fast", "paper"}
     assert all(preset.space == "noise" and preset.steps >= 1 for preset in PRESETS.values())
     assert PRESETS["paper"].method == "null-text" and PRESETS["paper"].guidance == 4.5
+
+
+def test_a_warm_start_carries_the_message_before_the_first_step(parts, extractor, bits):
+    """It is shaped like the latent, with the working picture smaller than what the latent decodes to."""
+    _, autoencoder, image, *_ = parts
+    decoded, working = autoencoder.decode(autoencoder.encode(image)), image[..., :150, :200]
+    composer = Composer(working, target_psnr=38.0, luma_only=True)
+    generator = torch.Generator().manual_seed(0)
+    delta = warm_start(autoencoder, decoded, composer, extractor, bits, training_mix(), generator)
+    latent = autoencoder.encode(decoded)
+    assert delta.shape == latent.shape and delta.square().mean().sqrt() == pytest.approx(0.15, rel=1e-3)
+    before = decoded[..., :150, :200]
+    marked = composer(autoencoder.decode(latent + delta)[..., :150, :200], before)
+    assert ((extractor.logits(marked)[0] > 0) == bits.bool()).float().mean() >= 0.9

@@ -15,12 +15,14 @@ INDEX = "model_index.json"
 
 def load_checkpoint(
     path: str | os.PathLike[str],
+    device: str = "cpu",
 ) -> tuple[DiffusionModel, Autoencoder, Callable[..., Conditioning]]:
     """Load a checkpoint of the SD1 or SD2 layout.
 
     Args:
         path: A diffusers folder (with model_index.json), or a single .safetensors file; beside a file
             `x.safetensors` there has to be a folder `x` with the configuration files of its pipeline.
+        device: Where its networks run, in half precision on CUDA.
 
     Returns:
         What `diffusers.from_pipeline` returns: model, autoencoder, encode.
@@ -40,6 +42,10 @@ def load_checkpoint(
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"model {path}: diffusers cannot be used ({error}); `pip install 'onrw[sd]'`") from error
     options = {"local_files_only": True, "safety_checker": None, "requires_safety_checker": False}
+    if device != "cpu":
+        import torch
+
+        options["torch_dtype"] = torch.float16
     try:
         if configuration is None:
             pipeline = StableDiffusionPipeline.from_pretrained(path, use_safetensors=True, **options)
@@ -47,7 +53,7 @@ def load_checkpoint(
             pipeline = StableDiffusionPipeline.from_single_file(str(path), config=configuration, **options)
     except Exception as error:  # the loaders meet foreign and broken files with errors of many kinds
         raise ValueError(f"model {path}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    return from_pipeline(pipeline)
+    return from_pipeline(pipeline.to(device))
 
 
 def _configuration(path: Path) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..fingerprint import fingerprint
 from ..model import AttentionControl, AttentionMaps, Autoencoder, Conditioning, DiffusionModel
@@ -113,6 +115,18 @@ class DiffusersAutoencoder(Autoencoder):
         """See `Autoencoder.decode`."""
         z = (latents / self._scale + self._shift).to(self.vae.dtype)
         return self.vae.decode(z, return_dict=False)[0].float() / 2 + 0.5
+
+    def decode_checkpointed(self, latents: Tensor) -> Tensor:
+        """Block by block, so that activations of one block are held at a time; the last, at full size, has the most."""
+        decoder = self.vae.decoder
+        if not hasattr(decoder, "gradient_checkpointing"):
+            return super().decode_checkpointed(latents)
+        decoder.gradient_checkpointing = True
+        decoder._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        try:
+            return self.decode(latents)
+        finally:
+            decoder.gradient_checkpointing = False
 
 
 class DiffusersPrompts:

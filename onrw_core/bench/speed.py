@@ -1,11 +1,15 @@
 """`onrw bench speed`: seconds to success, ours beside the published loop.
 
 Success is the first moment at which the picture, composed at the target PSNR, gives the required share of all bits
-over a fixed set of random attacks of the training mix, none of which either loop has seen; the time to other shares is
-noted as well. Looking for it is not timed. Both loops get the same model, photos, inversion, extractor, composition and
-target, and both times begin before the inversion. The published loop runs with the best of three step sizes, chosen on
-the first photo; where a cap stops it, the ratio is a lower bound. Times by part come from separate iterations, because
-the stopwatch costs time itself.
+over a fixed set of random attacks of the training mix, none of which either loop has seen. Looking for it is not timed.
+Both loops get the same model, photos, extractor, composition and target, and both times begin before the inversion.
+
+The published loop runs on a path of its own, `--published-preset`: `reference` is that of the public code (only the
+last step is optimised), `paper` that of the text (null-text inversion, several steps, guidance 4.5), `same` is ours.
+It runs with the best of three step sizes, chosen on the first photo. On each photo it is stopped after `--cap-ratio`
+times our seconds there; then, and where another cap stops it, the ratio is a lower bound. A photo on which ours has no
+success by the end of its preset counts as a ratio of 0. Times by part come from separate iterations, because the
+stopwatch costs time itself.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..commands.models import Loaded, load_model
+from ..commands.models import Loaded, add_device, chosen_device, load_model
 from ..extractors.base import Extractor
 from ..extractors.loading import load_extractor
 from ..keys import Key
@@ -32,14 +36,16 @@ from .cache import generator_for, write
 from .photos import Photo, load_photos
 from .shapes import SHAPES, random_model
 from .stopwatch import AGAIN, EXTRACTOR, PARTS, UNET, VAE
-from .trial import Job, breakdown, until_success
+from .trial import LEVELS, Job, Parts, parts_of, until_success
 
 __all__ = ["add_arguments", "run"]
 
 LEARNING_RATES = (0.003, 0.01, 0.03)  # the paper's, and one to each side
-REQUIRED = 0.99  # share of the bits; the mix has draws that cost some bits of any mark at 42 dB
+REQUIRED = 0.98  # share of the bits; the mix has draws that cost some bits of any mark at 42 dB
 CAP_ITERATIONS = 600
 CAP_SECONDS = 1800.0
+CAP_RATIO = 10.0
+SAME = "same"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SAMPLE = Path(__file__).parent.parent / "samples"
 
@@ -69,14 +75,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=REQUIRED,
         help="share of the bits that is success (1: every bit, always)",
     )
+    add("--published-preset", choices=("paper", "reference", SAME), default="reference", help="the published path")
     add("--iterations", type=int, help="a fixed number for both loops, without looking for success")
-    add("--cap-iterations", type=int, default=CAP_ITERATIONS)
-    add("--cap-seconds", type=float, default=CAP_SECONDS, help="of each loop and photo")
+    add("--cap-iterations", type=int, default=CAP_ITERATIONS, help="of the published loop, on each photo")
+    add("--cap-seconds", type=float, default=CAP_SECONDS, help="of the published loop, on each photo")
+    add("--cap-ratio", type=float, default=CAP_RATIO, help="stop it on a photo after so many times our seconds there")
     add("--learning-rate", type=float, nargs="+", default=list(LEARNING_RATES), help="of the published loop")
     add("--breakdown-iterations", type=int, default=3, help="iterations whose parts are timed")
     add("--no-published", action="store_true", help="ours only")
-    add("--device", default="cpu", help="cpu or cuda")
+    add_device(parser)
     add("--dtype", choices=sorted(DTYPES), default="fp32", help="of models with random weights")
+    add("--cpu-time", action="store_true", help="count CPU instead of wall time, where the machine has other work")
     add("--seed", type=int, default=0)
     add("--json", type=Path, help="report file")
     add("--chart", type=Path, help="picture file")
@@ -84,17 +93,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark, print its table, write JSON and chart; 0 on success."""
+    args.device = chosen_device(args.device)
     key = Key(hashlib.sha256(f"onrw benchmark {args.seed}".encode()).digest())
-    extractor = load_extractor(args.extractor, key, args.bits)
+    extractor = load_extractor(args.extractor, key, args.bits).to(args.device)
     if args.model in SHAPES:
         loaded = random_model(args.model, args.device, DTYPES[args.dtype], args.seed)
     elif args.model == "mini":
         from ..mini import load_mini
 
         mini = load_mini(args.device, dtype=DTYPES[args.dtype])
-        loaded = Loaded(mini.model, mini.autoencoder, mini.encode)
+        loaded = Loaded(mini.model, mini.autoencoder, mini.encode, args.device)
     else:
-        loaded = load_model(args.model)
+        loaded = load_model(args.model, args.device)
     settings = PRESETS[args.preset].with_(
         target_psnr=args.target_psnr, steps=args.steps, checkpointing=args.checkpointing or None
     )
@@ -107,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         "model": loaded.model.name,
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads(),
+        "clock": "CPU" if args.cpu_time else "wall",
         "dtype": args.dtype,
         "size": args.size,
         "preset": args.preset,
@@ -115,7 +126,9 @@ def run(args: argparse.Namespace) -> int:
         "ours": _ours(jobs, args),
     }
     if not args.no_published:
-        report["published"] = _published(jobs, args)
+        report["published_preset"] = args.published_preset
+        report["cap_ratio"] = args.cap_ratio
+        report["published"] = _published(jobs, report["ours"], args)
     report |= _ratios(report)
     print(_table(report))
     if args.json:
@@ -131,27 +144,43 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ours(jobs: list[Job], args: argparse.Namespace) -> dict[str, Any]:
+    cap = args.iterations or jobs[0].settings.iterations
+    next(jobs[0].ours(jobs[0].inverted(jobs[0].settings), 1))  # what only the first pass of a process pays for
     results = []
     for job in jobs:
-        results.append(until_success(job, None, args))
+        results.append(until_success(job, job.settings, None, cap, math.inf))
         _tell("ours", results[-1])
-    return _summary(results) | {"breakdown": breakdown(jobs[0], None, args)}
+    return _summary(results, parts_of(jobs[0], jobs[0].settings, None))
 
 
-def _published(jobs: list[Job], args: argparse.Namespace) -> dict[str, Any]:
+def _published(jobs: list[Job], ours: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    cap = args.iterations or args.cap_iterations
+    settings = jobs[0].settings
+    if args.published_preset != SAME:
+        path = PRESETS[args.published_preset]
+        settings = settings.with_(
+            start_sigma=path.start_sigma, steps=path.steps, guidance=path.guidance, method=path.method
+        )
+    work = [
+        (job, math.inf if args.iterations else min(args.cap_seconds, args.cap_ratio * photo["seconds"]))
+        for job, photo in zip(jobs, ours["photos"], strict=True)
+        if args.iterations or photo["success"]
+    ]
+    if not work:
+        raise ValueError("our loop had no success on any photo: nothing to compare; give a lower --required")
     best, first = None, None
     for rate in args.learning_rate:
-        result = until_success(jobs[0], rate, args)
+        result = until_success(work[0][0], settings, rate, cap, work[0][1])
         _tell(f"published, step {rate:g}", result)
         if first is None or _rank(result) > _rank(first):
             best, first = rate, result
         if args.iterations:
             break
     results = [first]
-    for job in jobs[1:]:
-        results.append(until_success(job, best, args))
+    for job, limit in work[1:]:
+        results.append(until_success(job, settings, best, cap, limit))
         _tell("published", results[-1])
-    return _summary(results) | {"learning_rate": best, "breakdown": breakdown(jobs[0], best, args)}
+    return _summary(results, parts_of(work[0][0], settings, best)) | {"learning_rate": best}
 
 
 def _rank(result: dict[str, Any]) -> tuple[bool, float, float]:
@@ -160,33 +189,60 @@ def _rank(result: dict[str, Any]) -> tuple[bool, float, float]:
     return result["success"], reached, -result["seconds"]
 
 
-def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(results: list[dict[str, Any]], parts: Parts) -> dict[str, Any]:
     """Medians over photos; success where it holds for the median photo."""
     peaks = [r["peak_megabytes"] for r in results if r["peak_megabytes"] is not None]
+    each = [r["seconds_per_iteration"] for r in results if r["seconds_per_iteration"] is not None]
     return {
         "success": sum(r["success"] for r in results) * 2 > len(results),
         "successes": sum(r["success"] for r in results),
         "iterations_to_success": median(r["iterations"] for r in results),
         "seconds_to_success": median(r["seconds"] for r in results),
-        "seconds_per_iteration": median(r["seconds_per_iteration"] for r in results),
+        "seconds_per_iteration": median(each or [sum(parts.iteration.values())]),
         "peak_megabytes": max(peaks) if peaks else None,
         "finite": all(r["finite"] for r in results),
+        "breakdown": parts.iteration,
+        "breakdown_of_start": parts.start,
         "photos": results,
     }
 
 
 def _ratios(report: dict[str, Any]) -> dict[str, Any]:
-    """`overhead`, and the ratios to the published loop where it ran."""
-    parts = report["ours"]["breakdown"]
-    passes = sum(parts[part] for part in (UNET, VAE, EXTRACTOR, AGAIN))
-    ratios: dict[str, Any] = {"overhead": 1 - passes / sum(parts.values())}
+    """`overhead` up to success, and the ratios to the published loop where it ran."""
+    ours = report["ours"]
+    more = ours["iterations_to_success"] - 1
+    spent = {part: ours["breakdown_of_start"][part] + more * ours["breakdown"][part] for part in PARTS}
+    passes = sum(spent[part] for part in (UNET, VAE, EXTRACTOR, AGAIN))
+    ratios: dict[str, Any] = {"overhead": 1 - passes / sum(spent.values())}
     if "published" in report:
-        ours, theirs = report["ours"], report["published"]
-        ratios["speedup_to_success"] = theirs["seconds_to_success"] / ours["seconds_to_success"]
+        theirs = report["published"]
+        pairs = list(zip(theirs["photos"], [p for p in ours["photos"] if _compared(p, report)], strict=True))
+        failed = [0.0] * (len(ours["photos"]) - len(pairs))
+        ratios["speedup_to_success"] = median([a["seconds"] / b["seconds"] for a, b in pairs] + failed)
         ratios["speedup_is_at_least"] = ours["success"] and not theirs["success"]
         ratios["speedup_is_valid"] = ours["success"]
+        ratios["speedup_by_share"] = _by_share(pairs)
         ratios["speedup_per_iteration"] = theirs["seconds_per_iteration"] / ours["seconds_per_iteration"]
     return ratios
+
+
+def _compared(photo: dict[str, Any], report: dict[str, Any]) -> bool:
+    """Whether the published loop ran on a photo."""
+    return photo["photo"] in {other["photo"] for other in report["published"]["photos"]}
+
+
+def _by_share(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Median ratio of the seconds to each share of the bits that ours reached, and how many of them are bounds."""
+    table = {}
+    for level in map("{:g}".format, LEVELS):
+        found = [(a, b["seconds_to_share"][level]) for a, b in pairs if level in b["seconds_to_share"]]
+        if found:
+            table[level] = {
+                "speedup": median(a["seconds_to_share"].get(level, a["seconds"]) / seconds for a, seconds in found),
+                "photos": len(found),
+                "at_least": sum(level not in a["seconds_to_share"] for a, _ in found),
+            }
+    return table
 
 
 def _bits(extractor: Extractor, photo: Photo, seed: int) -> Tensor:
@@ -229,6 +285,9 @@ def _table(report: dict[str, Any]) -> str:
             else "no success of ours"
         )
         lines.append(f"speedup to success: {value}; an iteration: {report['speedup_per_iteration']:.1f} x")
+        for level, row in report["speedup_by_share"].items():
+            counts = f"{row['photos']} photos, {row['at_least']} of them lower bounds"
+            lines.append(f"  to {100 * float(level):g} % of the bits: {row['speedup']:.1f} x ({counts})")
     return "\n".join(lines)
 
 

@@ -24,11 +24,16 @@ from ..extractors.base import Extractor
 from ..geometry import Geometry
 from ..model import AttentionControl, AttentionMaps, Autoencoder, Conditioning, DiffusionModel
 
-__all__ = ["PARTS", "Stopwatch", "TimedAutoencoder", "TimedExtractor", "TimedModel"]
+__all__ = ["PARTS", "Stopwatch", "TimedAutoencoder", "TimedExtractor", "TimedModel", "clock_of"]
 
 UNET, VAE, EXTRACTOR, ATTACK, OPTIMISER = "UNet", "VAE", "extractor", "attacks", "optimiser"
 AGAIN, REST = "recomputation", "rest"
 PARTS = (UNET, VAE, EXTRACTOR, ATTACK, OPTIMISER, AGAIN, REST)
+
+
+def clock_of(cpu_time: bool) -> Callable[[], float]:
+    """What tells the time: of the wall, or of this process alone."""
+    return time.process_time if cpu_time else time.perf_counter
 
 
 class Stopwatch:
@@ -36,15 +41,17 @@ class Stopwatch:
 
     Args:
         device: On "cuda", every change of the part waits for the device, which makes the whole slower.
+        cpu_time: See `clock_of`.
 
     Attributes:
         seconds: Part -> seconds so far.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", cpu_time: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._cuda = device.startswith("cuda")
-        self._part, self._since = REST, time.perf_counter()
+        self._time = clock_of(cpu_time)
+        self._part, self._since = REST, self._time()
 
     def start(self) -> None:
         """Forget everything and begin with the rest."""
@@ -56,7 +63,7 @@ class Stopwatch:
         """From now on `part` is running; returns the one that was."""
         if self._cuda:
             torch.cuda.synchronize()
-        now = time.perf_counter()
+        now = self._time()
         self.seconds[self._part] += now - self._since
         before, self._part, self._since = self._part, part, now
         return before
@@ -153,6 +160,9 @@ class TimedAutoencoder(Autoencoder):
 
     def decode(self, latents: Tensor) -> Tensor:
         return self._watch.call(VAE, self._autoencoder.decode, latents)
+
+    def decode_checkpointed(self, latents: Tensor) -> Tensor:
+        return self._watch.call(VAE, self._autoencoder.decode_checkpointed, latents)
 
 
 class TimedExtractor(Extractor):

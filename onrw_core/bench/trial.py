@@ -1,9 +1,8 @@
-"""One photo through one loop: until it holds, or for some iterations by part."""
+"""One photo through one loop, ours or the published one: until it holds, or for some iterations by part."""
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +25,12 @@ from .cache import generator_for
 from .memory import peak_memory
 from .photos import Photo
 from .published import published_loop
-from .stopwatch import PARTS, Stopwatch, TimedAutoencoder, TimedExtractor, TimedModel
+from .stopwatch import PARTS, Stopwatch, TimedAutoencoder, TimedExtractor, TimedModel, clock_of
 
-__all__ = ["Job", "breakdown", "until_success"]
+__all__ = ["LEVELS", "Job", "Parts", "parts_of", "until_success"]
 
 CHECKS = 16  # random attacks that the picture is read after
-CHECK_EVERY, CHECK_LATE, LATE = 2, 5, 60  # iterations: looked at every second one, from the 60th on every fifth
+CHECK_SHARE = 4  # how often it is looked: after one of so many iterations as there were so far, each up to the 7th
 LEVELS = (0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 PSNR_TOLERANCE = 0.1  # dB
 
@@ -44,7 +43,7 @@ class Job:
         photo: What is marked.
         loaded: The model.
         extractor: The reader.
-        settings: Of our loop; inversion and target hold for both.
+        settings: Of our loop; composition and target hold for both.
         bits: The message.
         args: The command line.
     """
@@ -60,20 +59,21 @@ class Job:
         working, padded = working_image(self.photo.image, self.args.size)
         self.image, self.padded = working.to(self.args.device), padded.to(self.args.device)
 
-    def inverted(self) -> Inversion:
-        """The photo's inversion, made anew."""
+    def inverted(self, s: Settings) -> Inversion:
+        """The photo's inversion on the path of settings `s`, made anew."""
         model, autoencoder, encode = self.loaded.model, self.loaded.autoencoder, self.loaded.encode
         with torch.no_grad():
             latent = autoencoder.encode(self.padded)
         positive: Conditioning = encode(self.photo.prompt)
-        s = self.settings
         states = invert(model, latent, positive, encode(""), steps=s.steps, start_sigma=s.start_sigma,
                         guidance=s.guidance, method=s.method)  # fmt: skip
         return last_of(states)
 
     def ours(self, inversion: Inversion, iterations: int) -> Iterator[Tensor]:
         """Our loop, without an early stop of its own."""
-        settings = self.settings.with_(iterations=iterations, patience=iterations)
+        settings = self.settings.with_(patience=iterations)
+        if self.args.iterations:
+            settings = settings.with_(iterations=iterations)
         model, autoencoder = self.loaded.model, self.loaded.autoencoder
         original = original_branch(model, autoencoder, inversion, settings.constraint)
         states = optimise(model, autoencoder, inversion, self.image, self.extractor, self.bits, settings,
@@ -96,17 +96,23 @@ class Job:
             generator=self._generator("published"),
         )
 
-    def share(self, marked: Tensor) -> float:
-        """Share of the bits that are read after the fixed attacks; 0 if the picture misses the target PSNR."""
+    def share(self, marked: Tensor, at_least: float = 0.0) -> float:
+        """Share of the bits that are read after the fixed attacks.
+
+        0 if the picture misses the target PSNR, and as soon as it is clear that the share is not `at_least`.
+        """
         if psnr(marked, self.image) < self.settings.target_psnr - PSNR_TOLERANCE:
             return 0.0
-        expected, right = self.bits.bool().to(marked.device), 0
+        expected, wrong = self.bits.bool().to(marked.device), 0
+        count = CHECKS * len(expected)
         with torch.no_grad():
             for i, attack in enumerate(training_mix().draw(self._generator("checks"), CHECKS)):
                 attacked = attack(marked, generator_for(self.args.seed, "check", i))
                 read = self.extractor.logits(attacked.images, attacked.geometry)[0] > 0
-                right += int((read == expected).sum())
-        return right / (CHECKS * len(expected))
+                wrong += int((read != expected).sum())
+                if 1 - wrong / count < at_least:
+                    return 0.0
+        return 1 - wrong / count
 
     def on(self, watch: Stopwatch) -> Job:
         """The same job with its parts on a stopwatch."""
@@ -120,41 +126,45 @@ class Job:
         return generator_for(self.args.seed, self.photo.name, purpose)
 
 
-def until_success(job: Job, learning_rate: float | None, args: argparse.Namespace) -> dict[str, Any]:
-    """Run a loop (ours without a learning rate) until success, a cap, or the fixed number of iterations."""
-    cap = args.iterations or args.cap_iterations
-    seconds, iterations, success, finite, best = 0.0, 0, False, True, 0.0
+def until_success(
+    job: Job, settings: Settings, learning_rate: float | None, cap_iterations: int, cap_seconds: float
+) -> dict[str, Any]:
+    """Run a loop (ours without a learning rate) until success, or a cap.
+
+    Args:
+        job: The photo.
+        settings: The loop's path: inversion, start sigma, steps, guidance.
+        learning_rate: Of the published loop.
+        cap_iterations: Most iterations; reached exactly where the command line fixes their number.
+        cap_seconds: After which no further iteration is begun.
+    """
+    args = job.args
+    iterations, success, finite, best, first = 0, False, True, 0.0, 0.0
     levels: dict[str, float] = {}
-    planned = min(cap, args.iterations or job.settings.iterations)
     with peak_memory(args.device) as peak:
-        while not success and iterations < cap and seconds < args.cap_seconds:
-            clock = _Clock(args.device)
-            inversion = job.inverted()
-            if learning_rate is None:
-                # Our step size follows a plan, so a photo that needs longer starts again with a longer one.
-                pictures = job.ours(inversion, min(planned, cap - iterations))
-                planned *= 2
-            else:
-                pictures = job.published(inversion, learning_rate)
-            setup = clock.seconds()
-            for marked in pictures:
-                iterations += 1
-                so_far = seconds + clock.seconds()
-                finite = finite and bool(torch.isfinite(marked).all())
-                if (
-                    not args.iterations
-                    and iterations % (CHECK_EVERY if iterations < LATE else CHECK_LATE) == 0
-                ):
-                    with clock.paused():
-                        share = job.share(marked)
-                    best, success = max(best, share), share >= args.required
-                    for level in LEVELS:
-                        if share >= level:
-                            levels.setdefault(f"{level:g}", so_far)
-                if success or iterations >= cap or so_far >= args.cap_seconds:
-                    break
-            seconds = so_far
-            pictures.close()
+        clock = _Clock(args.device, args.cpu_time)
+        inversion = job.inverted(settings)
+        if learning_rate is None:
+            pictures = job.ours(inversion, cap_iterations)
+        else:
+            pictures = job.published(inversion, learning_rate)
+        for marked in pictures:
+            iterations += 1
+            seconds = clock.seconds()
+            first = seconds if iterations == 1 else first
+            finite = finite and bool(torch.isfinite(marked).all())
+            last = iterations >= cap_iterations or seconds >= cap_seconds
+            if not args.iterations and (last or iterations % max(1, iterations // CHECK_SHARE) == 0):
+                with clock.paused():
+                    open_levels = [level for level in LEVELS if f"{level:g}" not in levels]
+                    share = job.share(marked, 0.0 if last else min(args.required, *open_levels, 1.0))
+                best, success = max(best, share), share >= args.required
+                for level in LEVELS:
+                    if share >= level:
+                        levels.setdefault(f"{level:g}", seconds)
+            if success or last:
+                break
+        pictures.close()
     return {
         "photo": job.photo.name,
         "success": success,
@@ -162,18 +172,18 @@ def until_success(job: Job, learning_rate: float | None, args: argparse.Namespac
         "best_share": best,
         "seconds": seconds,
         "seconds_to_share": levels,
-        "setup_seconds": setup,
-        "seconds_per_iteration": (seconds - setup) / iterations,
+        "seconds_to_first": first,
+        "seconds_per_iteration": (seconds - first) / (iterations - 1) if iterations > 1 else None,
         "peak_megabytes": peak.megabytes,
         "finite": finite,
     }
 
 
 class _Clock:
-    """Wall time since it was made, without pauses; on CUDA the work is waited for."""
+    """Wall or CPU time since it was made, without pauses; on CUDA the work is waited for."""
 
-    def __init__(self, device: str) -> None:
-        self._cuda, self._out = device.startswith("cuda"), 0.0
+    def __init__(self, device: str, cpu_time: bool) -> None:
+        self._cuda, self._out, self._time = device.startswith("cuda"), 0.0, clock_of(cpu_time)
         self._start = self._now()
 
     def seconds(self) -> float:
@@ -191,27 +201,42 @@ class _Clock:
     def _now(self) -> float:
         if self._cuda:
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self._time()
 
 
-def breakdown(job: Job, learning_rate: float | None, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds an iteration by part."""
-    count = args.breakdown_iterations
-    inversion = job.inverted()
-    watch = Stopwatch(args.device)
+@dataclass(frozen=True)
+class Parts:
+    """Seconds by part.
+
+    Attributes:
+        start: All before the second iteration: inversion, original branch, warm start, first iteration.
+        iteration: Of each iteration after it.
+    """
+
+    start: dict[str, float]
+    iteration: dict[str, float]
+
+
+def parts_of(job: Job, settings: Settings, learning_rate: float | None) -> Parts:
+    """Where the time of a loop goes; see `until_success`."""
+    count = job.args.breakdown_iterations
+    watch = Stopwatch(job.args.device, job.args.cpu_time)
     timed = job.on(watch)
-    # One iteration more, which is left out: it warms up, and has our loop's setup in it.
-    pictures = (
-        timed.ours(inversion, count + 1)
-        if learning_rate is None
-        else timed.published(inversion, learning_rate)
-    )
     with watch.watching():
+        watch.start()
+        inversion = timed.inverted(settings)
+        if learning_rate is None:
+            pictures = timed.ours(inversion, count + 1)
+        else:
+            pictures = timed.published(inversion, learning_rate)
         next(pictures)
+        watch.change(PARTS[-1])
+        start = dict(watch.seconds)
         watch.start()
         for _ in range(count):
             next(pictures)
         watch.change(PARTS[-1])
-    seconds = dict(watch.seconds)
     pictures.close()
-    return {part: seconds.get(part, 0.0) / count for part in PARTS}
+    return Parts(
+        {part: start.get(part, 0.0) for part in PARTS}, {part: watch.seconds.get(part, 0.0) / count for part in PARTS}
+    )

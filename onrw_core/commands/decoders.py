@@ -67,7 +67,7 @@ def optional_key(path: str | None) -> Key | None:
     return load_key(path) if path is not None or ENVIRONMENT in os.environ else None
 
 
-def extract_plain(arguments: argparse.Namespace, decoder: Extractor) -> int:
+def extract_plain(arguments: argparse.Namespace, decoder: Extractor, device: str) -> int:
     """``onrw extract`` with another's decoder: the picture is read as it is, nothing is searched."""
     from .. import images
     from ..detection import match_log10_p
@@ -75,6 +75,7 @@ def extract_plain(arguments: argparse.Namespace, decoder: Extractor) -> int:
     from ..message import encode_id, raw
     from ..registry import Registry
 
+    decoder.to(device)
     files = expand(arguments.inputs)
     key = optional_key(arguments.key)
     if key is None and (arguments.expect_id or arguments.registry):
@@ -91,7 +92,7 @@ def extract_plain(arguments: argparse.Namespace, decoder: Extractor) -> int:
     def read(file: Path) -> None:
         start = time.perf_counter()
         image = images.load(file).rgb
-        reading = read_plain(decoder, image, key, arguments.fpr)
+        reading = read_plain(decoder, image.to(device), key, arguments.fpr)
         seconds = time.perf_counter() - start
         message = reading.message
         bits = "".join(map(str, reading.bits.tolist()))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from .common import Batch, Progress, add_key, add_overwrite, json_line, load_key, number, p_value, plan, say
 from .decoders import add_extractor, load_decoder, optional_key
-from .models import add_model, load_model
+from .models import add_device, add_model, chosen_device, load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", default="", metavar="P", help="what the photo shows, for the model (default: nothing)"
     )
     add_model(parser)
+    add_device(parser)
     add_extractor(parser)
     parser.add_argument(
         "--size", type=number(int, 64, 4096), default=512, metavar="N", help="working size of the shorter side (512)"
@@ -142,6 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
             address=arguments.ray,
             workers=arguments.workers,
             threads=arguments.threads,
+            gpu=arguments.device != "cpu",
         )
         finish_all(outcomes, finish)
     else:
@@ -177,7 +179,7 @@ def make_marker(
     from .marker import Marker
 
     decoder = decoder or load_decoder(arguments)
-    return Marker(arguments, load_model(arguments.model), decoder, key, message, mask)
+    return Marker(arguments, load_model(arguments.model, chosen_device(arguments.device)), decoder, key, message, mask)
 
 
 def _show(as_json: bool, job: Job, result: Result, to: TextIO) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .common import add_fpr, add_key, expand, json_line, load_key, p_value, run_batch, say
 from .decoders import add_extractor, extract_plain, load_decoder
 from .lookup import known
+from .models import add_device, chosen_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     expected.add_argument("--expect-id", metavar="HEX", help="compare with this id")
     add_fpr(parser)
     add_extractor(parser)
+    add_device(parser)
     parser.add_argument(
         "--registry", metavar="FILE", help="say what is noted of the id in this file; find it there if it is damaged"
     )
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     decoder = load_decoder(arguments)
     if decoder is not None:
-        return extract_plain(arguments, decoder)
+        return extract_plain(arguments, decoder, chosen_device(arguments.device))
     key = load_key(arguments.key)
     files = expand(arguments.inputs)
 

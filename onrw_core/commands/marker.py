@@ -94,7 +94,8 @@ class Marker:
         message: Message | None,
         mask: Tensor | None,
     ) -> None:
-        self.arguments, self.loaded, self.decoder = arguments, loaded, decoder
+        self.arguments, self.loaded = arguments, loaded
+        self.decoder = None if decoder is None else decoder.to(loaded.device)
         self.key, self.message, self.mask = key, message, mask
         self.settings = PRESETS[arguments.preset].with_(
             target_psnr=arguments.target_psnr, iterations=arguments.iterations, mix=arguments.mix
@@ -117,7 +118,7 @@ class Marker:
     def optimise(self, photo: Photo, progress: Progress | None = None) -> Photo:
         """The work."""
         marked = pipeline.embed(
-            photo.picture.rgb,
+            photo.picture.rgb.to(self.loaded.device),
             self.loaded.model,
             self.loaded.autoencoder,
             photo.extractor,
@@ -136,14 +137,14 @@ class Marker:
     def encode(self, photo: Photo) -> Result:
         """The file, which is read back: what it holds is what counts, compression included."""
         result, message, marked = photo.job[1], photo.message, photo.marked
-        content = images.encode(result, marked.image, photo.picture)
+        content = images.encode(result, marked.image.cpu(), photo.picture)
         written = images.load(result, content).rgb
         if self.decoder is None:
             reading = photo.extractor.read(written)
         else:
             from ..extractors.plain import read_plain
 
-            reading = read_plain(self.decoder, written, self.key)
+            reading = read_plain(self.decoder, written.to(self.loaded.device), self.key)
         same_size = len(reading.bits) == len(message.bits)
         wrong = int((reading.bits != message.bits).sum()) if same_size else len(message.bits)
         # Others' decoders have no sync pattern: what counts there is that the bits are right.

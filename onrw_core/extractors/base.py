@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..geometry import Geometry
 
@@ -24,6 +25,13 @@ class Extractor(ABC):
 
     name: str
     num_bits: int
+
+    def to(self, device: str | torch.device) -> Extractor:
+        """Move the networks in it, if there are any; patterns follow the images."""
+        for part in vars(self).values():
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self
 
     @abstractmethod
     def logits(self, images: Tensor, geometry: Geometry | None = None) -> Tensor:

@@ -104,8 +104,8 @@ def _grid(geometry: Geometry, height: int, width: int, like: Tensor) -> Tensor:
     extent = torch.tensor([like.shape[-1], like.shape[-2], 1.0], dtype=torch.float64)
     to_unit = torch.tensor([[2.0, 0, -1], [0, 2, -1], [0, 0, 1]], dtype=torch.float64) @ torch.diag(1 / extent)
     matrix = (to_unit @ geometry.matrix / geometry.matrix[2, 2]).to(like)
-    x = torch.arange(width, dtype=like.dtype) + 0.5
-    y = torch.arange(height, dtype=like.dtype)[:, None] + 0.5
+    x = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+    y = torch.arange(height, dtype=like.dtype, device=like.device)[:, None] + 0.5
     rows = [matrix[i, 0] * x + (matrix[i, 1] * y + matrix[i, 2]) for i in range(3)]
     if float(matrix[2, :2].abs().max()) > 0:
         rows = [rows[0] / rows[2], rows[1] / rows[2]]
