@@ -1,4 +1,12 @@
-"""Text to image with the embedded model: the plain deterministic sampler, for sample sheets and figures."""
+"""Text to image with the embedded model: the ancestral sampler, for sample sheets and figures.
+
+Each step goes down to sigma_down and adds fresh noise up to the next level (as the original process would; Ho et al. 2020),
+
+    sigma_up^2 = sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2,   sigma_down^2 = sigma_next^2 - sigma_up^2,
+
+which corrects earlier steps' errors. A small network makes many: its samples by the deterministic sampler are far
+poorer.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..model import Conditioning
-from ..ode import integrate, schedule
+from ..ode import schedule
 from .adapter import Mini
 from .autoencoder import FACTOR
 
@@ -24,13 +32,12 @@ def sample(
     null = mini.encode("")
     sigmas = schedule(mini.model.sigmas, steps)
     side = size // FACTOR
-    noise = torch.randn(
-        len(prompts), mini.autoencoder.channels, side, side, generator=torch.Generator().manual_seed(seed)
-    )
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return mini.model.guided(x, sigma, positive, null, guidance)[0]
-
-    start = noise.to(positive.embeddings.device) * sigmas[0]
-    *_, (_, latents) = integrate(denoise, start, sigmas)
-    return mini.autoencoder.decode(latents).clamp(0, 1)
+    shape = (len(prompts), mini.autoencoder.channels, side, side)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator).to(positive.embeddings.device) * sigmas[0]
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x0, _ = mini.model.guided(x, sigma, positive, null, guidance)
+        up = after * (1 - (after / sigma) ** 2).sqrt()
+        down = (after**2 - up**2).sqrt()
+        x = x0 + (x - x0) * (down / sigma) + up * torch.randn(shape, generator=generator).to(x)
+    return mini.autoencoder.decode(x0).clamp(0, 1)
