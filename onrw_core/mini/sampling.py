@@ -1,6 +1,6 @@
 """Text to image with the embedded model: the ancestral sampler, for sample sheets and figures.
 
-Each step goes down to sigma_down and adds fresh noise up to the next level (as the original process would; Ho et al. 2020),
+Each step goes down to sigma_down and adds fresh noise up to the next level (Ho et al. 2020),
 
     sigma_up^2 = sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2,   sigma_down^2 = sigma_next^2 - sigma_up^2,
 
