@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from ..attacks import MIXES
+from ..commands.models import add_device, chosen_device
 from ..constrained import SPACES
 from ..extractors.loading import load_extractor
 from ..keys import Key
@@ -71,10 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--start-sigma", type=float, nargs="+", help="noise levels instead of the preset's")
     add("--attacks", type=int, help="attacks an iteration, instead of the preset's")
     add("--mix", choices=tuple(MIXES), help="what the optimisation sees, instead of the preset's")
+    add("--colour", action="store_true", help="change colours as well, and not the luminance alone")
     add("--purify", type=float, nargs="+", metavar="SIGMA", help="strengths of the purification in regeneration")
     add("--mosaic", action="store_true", help="besides, one large picture made of the photos, marked natively")
     add("--seed", type=int, default=0)
-    add("--device", default="cpu", help="cpu or cuda")
+    add_device(parser)
     add("--out", type=Path, default=OUT, help="folder of marks, readings, report and chart")
     add("--json", type=Path, help="report file; OUT/report.json by default")
     add("--reread", action="store_true", help="forget cached readings, after a change of the reader")
@@ -83,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark, print its tables, write JSON and chart; 0 on success."""
+    args.device = chosen_device(args.device)
     torch.manual_seed(args.seed)  # nothing draws from it; a peer might
     start = time.perf_counter()
     photos = load_photos(args.images, args.size, args.match, args.limit)
@@ -128,6 +131,7 @@ def _onrw(
         iterations=args.iterations,
         attacks=args.attacks,
         mix=args.mix,
+        luma_only=False if args.colour else None,
     )
 
     def psnr_of(peer: System, photo: Photo) -> float:
@@ -139,7 +143,7 @@ def _onrw(
     ):
         if name != "keyed" and bits != args.bits[0]:
             continue  # others' decoders have the bits that they have
-        extractor = load_extractor(name, key, bits, args.allow_torchscript)
+        extractor = load_extractor(name, key, bits, args.allow_torchscript).to(args.device)
         decibels, peer = _target(target, others)
         settings = base.with_(target_psnr=decibels, space=space, start_sigma=sigma, learning_rate=rate)
         parts = ["ONRW"]
