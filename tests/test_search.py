@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from onrw_core.extractors import reader
 from onrw_core.extractors.carriers import Carriers, band_basis
 from onrw_core.extractors.folding import shifted
+from onrw_core.extractors.frame import straighten
 from onrw_core.extractors.keyed import KeyedExtractor
 from onrw_core.extractors.polish import blocks, polished
 from onrw_core.extractors.search import ASPECTS, candidates, levels
@@ -128,3 +130,22 @@ def test_shifted_moves_tiles():
     tile = torch.randn(364, generator=generator)
     assert torch.allclose(shifted(shifted(tile, 3.3, -1.2), -3.3, 1.2), tile, atol=1e-5)
     assert torch.allclose(shifted(tile, 64.0, -128.0), tile, atol=1e-4)
+
+
+def test_reads_a_large_picture_by_its_middle(monkeypatch):
+    """Beyond `PLAIN_SIDE` only the middle is looked at, and the shift is still that of the corner."""
+    image = marked()
+    expected = KeyedExtractor(KEY).read(image[0], search=False)
+    monkeypatch.setattr(reader, "PLAIN_SIDE", 300)
+    found = KeyedExtractor(KEY).read(image[0], search=False)
+    assert found.detected and found.log10_p > expected.log10_p
+    for a, b in zip(found.shift, expected.shift, strict=True):
+        assert abs((a - b + 32) % 64 - 32) < 1
+
+
+def test_large_pictures_are_averaged_before_they_are_resampled(picture):
+    large = resized(picture, 8 * SIZE, 8 * SIZE)
+    straight = straighten(luma(large), Geometry.scale(1 / 8))
+    assert straight.y.shape[-2:] == (SIZE, SIZE)
+    inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    assert (straight.y[inner] - luma(picture)[inner]).abs().mean() < 0.01

@@ -56,6 +56,10 @@ def straighten(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> S
         if float((linear - turned).abs().max()) < EXACT and abs(float(torch.linalg.det(turned))) == 1:
             return _exact(y, matrix, turned)
     scale = math.sqrt(abs(float(torch.linalg.det(matrix[:2, :2]))))
+    factor = int(0.5 / scale)
+    if factor > 1:  # of a large picture, means of whole pixels do for the first part
+        y, geometry = F.avg_pool2d(y, factor), geometry @ Geometry.scale(factor)
+        scale *= factor
     if scale < 0.8:  # the marked frame is smaller: low-pass first
         height, width = y.shape[-2:]
         size = (max(1, round(height * scale)), max(1, round(width * scale)))

@@ -35,6 +35,7 @@ __all__ = ["attempt_tiles", "average_tile", "read", "tile_of", "whitened"]
 
 WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in, pixels
 ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that is looked at, pixels
+PLAIN_SIDE = 2048  # of the middle of a picture as it is, pixels
 PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
 PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
 NEGLIGIBLE = 0.3  # pixels; corrections below it are not made
@@ -89,6 +90,13 @@ def whitened(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Str
     weight = _weight(straight.y, straight.weight)
     flat = flatten_spectrum(whiten(straight.y, weight))
     return straight._replace(y=flat if weight is None else flat * weight, weight=weight)
+
+
+def _plain(y: Tensor) -> Straight:
+    """The middle of a picture as it is, whitened."""
+    top, left = (max(0, (side - PLAIN_SIDE) // 2) for side in y.shape[-2:])
+    middle = whitened(y[..., top : top + PLAIN_SIDE, left : left + PLAIN_SIDE], None)
+    return middle._replace(x0=float(left), y0=float(top))
 
 
 def average_tile(straight: Straight) -> Tensor:
@@ -187,8 +195,8 @@ class Attempts:
         if not torch.equal(geometry.matrix, Geometry.shift(*shift).matrix):
             return whitened(self.y, geometry, limit)
         if self.plain is None:
-            self.plain = whitened(self.y, None)
-        return self.plain._replace(x0=shift[0], y0=shift[1])
+            self.plain = _plain(self.y)
+        return self.plain._replace(x0=shift[0] + self.plain.x0, y0=shift[1] + self.plain.y0)
 
 
 def _geometries(y: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry | None, float, bool]]:
@@ -224,7 +232,8 @@ def attempt_tiles(y: Tensor, size: int = WORKING_SIZE, search: bool = True) -> t
     shape = (y.shape[-2], y.shape[-1])
     tiles, weights, searched = [], [], []
     for geometry, weight, proposed in _geometries(y, size, search):
-        tiles.append(tile_of(y, _in_frame(geometry or Geometry.identity(), shape), ATTEMPT_SIDE)[0])
+        straight = _plain(y) if geometry is None else whitened(y, _in_frame(geometry, shape), ATTEMPT_SIDE)
+        tiles.append(average_tile(straight)[0])
         weights.append(weight)
         searched.append(proposed)
     return torch.stack(tiles), torch.tensor(weights), torch.tensor(searched)
