@@ -108,6 +108,12 @@ COMMANDS = (
         "onrw bench spaces --images photos --train others --out results",
     ),
     Command(
+        ("bench", "read"),
+        ".bench.read",
+        "measure how long reading takes",
+        "onrw bench read --images photos",
+    ),
+    Command(
         ("bench", "speed"),
         ".bench.speed",
         "measure time and memory",
