@@ -100,8 +100,8 @@ def marking_inputs() -> list[io.Input]:
             default="all",
             optional=True,
             tooltip="Which attacks are drawn. all: everything. geometric: crops, turns, sizes. values: JPEG, noise, "
-            "tones. none: no attack. regeneration: everything, and the model making the picture anew; slower, and the "
-            "mark survives that better.",
+            "tones. upright: all but turns and distortions. none: no attack. regeneration: everything, and the model "
+            "making the picture anew; slower.",
         ),
     ]
 

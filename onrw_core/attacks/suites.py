@@ -124,6 +124,7 @@ MIX = (
     Range("sharpness", 0.3, 2.6, weight=0.2),
 )
 
+TURNING = frozenset({"rotation", "aspect", "perspective"})  # what decoders without a search cannot undo
 GEOMETRIC = frozenset({"crop-random", "rotation", "resize", "aspect", "perspective"})
 
 
@@ -179,6 +180,7 @@ REGENERATION = "regeneration"
 MIXES = {
     "all": tuple(entry.name for entry in MIX),
     REGENERATION: tuple(entry.name for entry in MIX),
+    "upright": tuple(entry.name for entry in MIX if entry.name not in TURNING),
     "geometric": ("identity", *sorted(GEOMETRIC)),
     "values": tuple(entry.name for entry in MIX if entry.name not in GEOMETRIC),
     "none": ("identity",),
@@ -187,7 +189,7 @@ MIXES = {
 
 def training_mix(name: str = "all", made: Sequence[Drawn] = ()) -> TrainingMix:
     """One of `MIXES`: "all", "regeneration" (all, and a model that makes the picture anew), "geometric" (crops, turns,
-    sizes), "values" (JPEG, noise, tones) or "none".
+    sizes), "upright" (all but turns and distortions), "values" (JPEG, noise, tones) or "none".
 
     Args:
         name: Which.

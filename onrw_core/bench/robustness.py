@@ -23,6 +23,7 @@ from ..attacks import MIXES
 from ..commands.models import add_device, chosen_device
 from ..constrained import SPACES
 from ..extractors.loading import load_extractor
+from ..extractors.plain import MARKING
 from ..keys import Key
 from ..mini import Mini, load_mini
 from ..optimise import PRESETS
@@ -72,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--start-sigma", type=float, nargs="+", help="noise levels instead of the preset's")
     add("--attacks", type=int, help="attacks an iteration, instead of the preset's")
     add("--mix", choices=tuple(MIXES), help="what the optimisation sees, instead of the preset's")
-    add("--colour", action="store_true", help="change colours as well, and not the luminance alone")
     add("--purify", type=float, nargs="+", metavar="SIGMA", help="strengths of the purification in regeneration")
     add("--mosaic", action="store_true", help="besides, one large picture made of the photos, marked natively")
     add("--seed", type=int, default=0)
@@ -130,8 +130,6 @@ def _onrw(
         steps=args.steps,
         iterations=args.iterations,
         attacks=args.attacks,
-        mix=args.mix,
-        luma_only=False if args.colour else None,
     )
 
     def psnr_of(peer: System, photo: Photo) -> float:
@@ -145,7 +143,8 @@ def _onrw(
             continue  # others' decoders have the bits that they have
         extractor = load_extractor(name, key, bits, args.allow_torchscript).to(args.device)
         decibels, peer = _target(target, others)
-        settings = base.with_(target_psnr=decibels, space=space, start_sigma=sigma, learning_rate=rate)
+        settings = base.with_(**({} if name == "keyed" else MARKING)).with_(mix=args.mix)
+        settings = settings.with_(target_psnr=decibels, space=space, start_sigma=sigma, learning_rate=rate)
         parts = ["ONRW"]
         parts += [extractor.name] if len(args.extractor) > 1 or name != "keyed" else []
         parts += [f"{bits} bits"] if len(args.bits) > 1 and name == "keyed" else []

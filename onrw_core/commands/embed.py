@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MIXES", "PRESETS", "add_arguments", "make_marker", "run"]
 
 PRESETS = ("fast", "paper", "reference")
-MIXES = ("all", "regeneration", "geometric", "values", "none")
+MIXES = ("all", "regeneration", "upright", "geometric", "values", "none")
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mix",
         choices=MIXES,
         help="attacks that the mark learns to survive; with regeneration, all and models that make the picture anew, "
-        "which takes longer (default: preset's, all)",
+        "which takes longer (default: the preset's, all; upright for --extractor)",
     )
     parser.add_argument(
         "--prompt", default="", metavar="P", help="what the photo shows, for the model (default: nothing)"

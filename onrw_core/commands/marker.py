@@ -21,6 +21,7 @@ from .. import images, pipeline
 from ..detection import match_log10_p
 from ..extractors.base import Extractor
 from ..extractors.keyed import KeyedExtractor
+from ..extractors.plain import MARKING, read_plain
 from ..folder import Job
 from ..keys import Key
 from ..message import ID_BITS, Message, photo_id
@@ -97,7 +98,7 @@ class Marker:
         self.arguments, self.loaded = arguments, loaded
         self.decoder = None if decoder is None else decoder.to(loaded.device)
         self.key, self.message, self.mask = key, message, mask
-        self.settings = PRESETS[arguments.preset].with_(
+        self.settings = PRESETS[arguments.preset].with_(**({} if decoder is None else MARKING)).with_(
             target_psnr=arguments.target_psnr, iterations=arguments.iterations, mix=arguments.mix
         )
         self.positive, self.null = loaded.encode(arguments.prompt), loaded.encode("")
@@ -142,8 +143,6 @@ class Marker:
         if self.decoder is None:
             reading = photo.extractor.read(written)
         else:
-            from ..extractors.plain import read_plain
-
             reading = read_plain(self.decoder, written.to(self.loaded.device), self.key)
         same_size = len(reading.bits) == len(message.bits)
         wrong = int((reading.bits != message.bits).sum()) if same_size else len(message.bits)
