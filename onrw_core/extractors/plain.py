@@ -24,8 +24,8 @@ from .base import Extractor
 
 __all__ = ["MARKING", "PlainReading", "message_log10_p", "read_plain"]
 
-# Of `optimise.Settings`, for marks that such decoders read: attacks that they cannot undo drown the others out, and they
-# look at colours.
+# Of `optimise.Settings`, for marks that such decoders read: attacks that they cannot undo drown the others out, and
+# they look at colours.
 MARKING = {"mix": "upright", "luma_only": False}
 
 TEXT_AND_ID_HEADERS = 3
