@@ -283,9 +283,9 @@ def _decode(path: Path, image: Image.Image) -> Picture:
     profile = info.get("icc_profile", b"")
     if profile and profile[ICC_SPACE] != b"RGB ":
         del info["icc_profile"]  # of the grey or CMYK values that are no longer there
-    pixels = torch.from_numpy(np.array(upright)).permute(2, 0, 1).float() / LEVELS
-    alpha = pixels[3:].contiguous() if len(pixels) == 4 else None
-    return Picture(pixels[:3].contiguous(), alpha, info, "JPEG" if kind == "MPO" else kind, mode, path)
+    pixels = torch.from_numpy(np.stack([np.asarray(band) for band in upright.split()])).float().div_(LEVELS)
+    alpha = pixels[3:] if len(pixels) == 4 else None
+    return Picture(pixels[:3], alpha, info, "JPEG" if kind == "MPO" else kind, mode, path)
 
 
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ from .folding import coefficients, tile_grid
 __all__ = ["blocks", "polished"]
 
 STEPS = 8
-MAX_STEP = 2.0  # pixels at the frame's edge
+MAX_STEP, MIN_STEP = 2.0, 1e-3  # pixels at the frame's edge
 MIN_COVER = 0.25  # part of a tile that must be covered to take part
 
 
@@ -38,10 +38,18 @@ def blocks(w: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """
     grid = tile_grid(w)[0]
     rows, columns = grid.shape[:2]
-    cover = tile_grid(torch.ones_like(w) if weight is None else weight)[0].mean((-2, -1)).flatten()
+    if weight is None:
+        cover = (_cover(w.shape[-2])[:, None] * _cover(w.shape[-1])).flatten()
+    else:
+        cover = tile_grid(weight)[0].mean((-2, -1)).flatten()
     y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
     used = cover > min(MIN_COVER, float(cover.max()) / 2)
     return coefficients(grid.flatten(0, 1)[used]), torch.stack([x, y], -1).reshape(-1, 2)[used] * TILE
+
+
+def _cover(length: int) -> Tensor:
+    """Part of each tile that a line of `length` pixels covers."""
+    return (length - torch.arange(0, length, TILE)).clamp(max=TILE) / TILE
 
 
 def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = False) -> tuple[Geometry, float]:
@@ -67,26 +75,32 @@ def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = F
     fields = [(x, zero), (y, zero), (zero, x), (zero, y), (one, zero), (zero, one)]
     if perspective:
         fields += [(x * x, x * y), (x * y, y * y)]
-    field = torch.stack([torch.stack(f, -1) for f in fields], 1)
+    across, down = (torch.stack(part, -1) for part in zip(*fields, strict=True))  # (T, P) each
+    field = torch.stack([across, down], 1).flatten(0, 1)  # (2 T, P)
     a, b = tiles.chunk(2, -1)
     sa, sb = sync.to(tiles).chunk(2, -1)
-    product = torch.complex(a, b) * torch.complex(sa, -sb)
-    features = torch.einsum("tpi,ki->tpk", field, k)
+    real, imaginary = a * sa + b * sb, b * sa - a * sb
     power = sa * sa + sb * sb
-    hessian = torch.einsum("tpk,tqk,k->pq", features, features, power / power.sum()) / len(tiles)
+    (xx, xy), (_, yy) = k.T @ (k * (power / power.sum())[:, None])
+    mixed = across.T @ down
+    hessian = (xx * (across.T @ across) + xy * (mixed + mixed.T) + yy * (down.T @ down)) / len(tiles)
     inverse = torch.linalg.inv(hessian + 1e-4 * hessian.diagonal().mean() * torch.eye(len(hessian)))
-    parameters = torch.zeros(field.shape[1])
+    parameters = torch.zeros(len(fields))
     best, best_value, first = parameters, -torch.inf, 0.0
     for step_number in range(STEPS + 1):
-        phase = torch.einsum("tpk,p->tk", features, parameters)
-        value = product * torch.polar(torch.ones_like(phase), phase)
-        total = float(value.real.sum())
+        phase = (field @ parameters).reshape(-1, 2) @ k.T
+        cos, sin = phase.cos(), phase.sin()
+        total = float((real * cos).sub_(imaginary * sin).sum())
         first = total if step_number == 0 else first
         if total > best_value:
             best, best_value = parameters, total
-        gradient = -torch.einsum("tk,tpk->p", value.imag, features)
+        turned = sin.mul_(real).add_(cos.mul_(imaginary))
+        gradient = -(field.T @ (turned @ k).flatten())
         step = inverse @ gradient / max(abs(total), 1e-6)
-        parameters = parameters + step * min(1.0, MAX_STEP / float(step.abs().max().clamp(min=1e-9)))
+        length = float(step.abs().max())
+        if length < MIN_STEP:
+            break
+        parameters = parameters + step * min(1.0, MAX_STEP / length)
     gain = best_value / first if first > 0 else torch.inf
     return _homography(best.double(), middle.double(), float(radius)), gain
 

@@ -13,6 +13,7 @@ on no key. They are constants for the gradient, and the map from w to f is symme
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -25,6 +26,7 @@ SIDE = 32  # pixels; the band of the mark is bins 1 to 5.4
 HOP = SIDE // 2
 POWER = 0.8  # p
 LEAST = 1e-3  # of a block's mean power, that no frequency goes below
+STRIP = 200  # blocks at a time: they stay in the cache, and their memory is used again
 
 
 def flatten_spectrum(w: Tensor) -> Tensor:
@@ -42,17 +44,24 @@ def flatten_spectrum(w: Tensor) -> Tensor:
 class _Flatten(torch.autograd.Function):
     @staticmethod
     def forward(ctx, w: Tensor) -> Tensor:
-        spectrum = _spectrum(w)
-        gain = _gain(spectrum)
-        flat = _picture(spectrum.mul_(gain), w.shape)
+        gains: list[Tensor] = []
+
+        def flattened(spectrum: Tensor) -> Tensor:
+            gain = _gain(spectrum)
+            if ctx.needs_input_grad[0]:
+                gains.append(gain)
+            return spectrum.mul_(gain)
+
+        flat = _filtered(w, flattened)
         scale = flat.square().mean((-2, -1), keepdim=True).add_(1e-20).rsqrt_()
-        ctx.save_for_backward(gain, scale)
+        ctx.save_for_backward(scale, *gains)
         return flat.mul_(scale)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        gain, scale = ctx.saved_tensors
-        return _picture(_spectrum(gradient * scale).mul_(gain), gradient.shape)
+        scale, *gains = ctx.saved_tensors
+        gain = iter(gains)
+        return _filtered(gradient * scale, lambda spectrum: spectrum.mul_(next(gain)))
 
 
 @lru_cache(maxsize=4)
@@ -61,12 +70,25 @@ def _window(device: torch.device, dtype: torch.dtype) -> Tensor:
     return line[:, None] * line
 
 
-def _spectrum(w: Tensor) -> Tensor:
-    """Spectra of all blocks, (B, 1, R, C, SIDE, SIDE / 2 + 1)."""
+def _filtered(w: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Change the spectra of all blocks, (B, 1, R, C, SIDE, SIDE / 2 + 1) from top to bottom, and add the blocks up."""
     height, width = w.shape[-2:]
     w = F.pad(w, (HOP, -width % HOP + HOP, HOP, -height % HOP + HOP))
+    window = _window(w.device, w.dtype)
     blocks = w.unfold(-2, SIDE, HOP).unfold(-2, SIDE, HOP)
-    return torch.fft.rfft2(blocks * _window(w.device, w.dtype))
+    rows = max(1, STRIP // (len(w) * blocks.shape[3]))
+    total = torch.zeros_like(w)
+    cells = total.unflatten(-2, (-1, HOP)).unflatten(-1, (-1, HOP)).transpose(3, 4)  # (B, 1, R + 1, C + 1, HOP, HOP)
+    top = 0
+    for strip in blocks.split(rows, 2):
+        strip = torch.fft.irfft2(change(torch.fft.rfft2(strip * window)), s=(SIDE, SIDE)).mul_(window)
+        quarters = strip.unflatten(-2, (2, HOP)).unflatten(-1, (2, HOP))
+        for down in range(2):
+            band = cells[:, :, top + down : top + down + strip.shape[2]]
+            band[:, :, :, :-1] += quarters[..., down, :, 0, :]
+            band[:, :, :, 1:] += quarters[..., down, :, 1, :]
+        top += strip.shape[2]
+    return total[..., HOP : HOP + height, HOP : HOP + width]
 
 
 def _gain(spectrum: Tensor) -> Tensor:
@@ -80,14 +102,3 @@ def _gain(spectrum: Tensor) -> Tensor:
     mean[..., -1, :].add_(lines[..., 0, :])
     least = LEAST * mean.mean((-2, -1), keepdim=True)
     return mean.add_(least).add_(1e-12).pow_(-POWER / 2)
-
-
-def _picture(spectrum: Tensor, shape: torch.Size) -> Tensor:
-    """Overlapping blocks added up to a picture of `shape`."""
-    blocks = torch.fft.irfft2(spectrum, s=(SIDE, SIDE)) * _window(spectrum.device, spectrum.real.dtype)
-    quarters = blocks.unflatten(-2, (2, HOP)).unflatten(-1, (2, HOP))  # (B, 1, R, C, 2, HOP, 2, HOP)
-    # Four blocks meet in each cell between the block grid's lines; the outermost cells are padding.
-    total = quarters[:, :, 1:, 1:, 0, :, 0] + quarters[:, :, 1:, :-1, 0, :, 1]
-    total += quarters[:, :, :-1, 1:, 1, :, 0]
-    total += quarters[:, :, :-1, :-1, 1, :, 1]
-    return total.transpose(3, 4).flatten(4, 5).flatten(2, 3)[..., : shape[-2], : shape[-1]]
