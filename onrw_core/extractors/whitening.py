@@ -43,7 +43,7 @@ def _smooth(x: Tensor) -> Tensor:
     """S: local sums of x (B, 1, H, W) at full resolution, up to one common factor; zero beyond the edges."""
     height, width = x.shape[-2:]
     x = F.pad(x, (0, -width % BLOCK, 0, -height % BLOCK))
-    x = x.unflatten(-2, (-1, BLOCK)).sum(-2).unflatten(-1, (-1, BLOCK)).sum(-1)
+    x = x.unflatten(-2, (-1, BLOCK)).sum(-2).unflatten(-1, (-1, BLOCK)) @ x.new_ones(BLOCK)
     return _up(_up(_blurred(x), -1), -2)[..., :height, :width]
 
 
