@@ -41,14 +41,12 @@ __all__ = [
     "energy_log_p",
     "log_beta_tail",
     "match_log10_p",
-    "presence_log10_p",
     "product_log_p",
     "sync_log_p",
 ]
 
 FRACTION_TERMS = 300  # of the continued fraction; it converges in about sqrt(max(a, b)) of them
 TINY = 1e-300
-LN10 = math.log(10)
 
 
 @dataclass(frozen=True)
@@ -160,19 +158,6 @@ def product_log_p(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Fisher's combination of two independent log p-values: q (1 - ln q) with q their product."""
     log_q = np.minimum(first, 0) + np.minimum(second, 0)
     return log_q + np.log1p(-log_q)
-
-
-def presence_log10_p(log_sync: float, fraction: float, num_bits: int, dimensions: int) -> float:
-    """Base-10 logarithm of the presence p-value in one geometry.
-
-    Args:
-        log_sync: From `sync_log_p`.
-        fraction: Energy of the payload's carriers over the tile's energy, both without the tile's sync parts.
-        num_bits: K.
-        dimensions: Of the band without the sync patterns.
-    """
-    energy = energy_log_p(np.array([fraction]), num_bits, dimensions)
-    return float(product_log_p(np.array([log_sync]), energy)[0] / LN10)
 
 
 def match_log10_p(bits: Tensor, expected: Tensor) -> float:

@@ -1,7 +1,7 @@
-"""Reading many tiles at once: the statistics of `reader`, without its search, as array operations.
+"""What a key's patterns say of average tiles, one geometry each: the best alignment, and presence as a p-value.
 
 A tile's best shift, orientation and number of bits follow from the sync patterns alone, and the payload is looked at
-afterwards, so many tiles go through alignment, refinement and both p-values together.
+afterwards, so any number of tiles go through alignment, refinement and both p-values together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .alignment import ORIENTATIONS, align, oriented, refine, roughness
 from .carriers import BIT_COUNTS, DIMENSIONS, TILE, Carriers
 from .folding import shifted
 
-__all__ = ["Presences", "presences"]
+__all__ = ["Presences", "presence", "presences"]
 
 
 class Presences(NamedTuple):
@@ -65,9 +65,22 @@ def presences(tiles: Tensor, carriers: Carriers, rough: Tensor | None = None) ->
     rough = roughness(tiles) if rough is None else rough
     tries = len(ORIENTATIONS) * len(BIT_COUNTS)
     log_sync = sync_log_p(cosine.numpy(), rough.numpy(), DIMENSIONS, TILE * TILE, tries)
-    unit = F.normalize(moved, dim=1)
-    free = 1 - (unit @ sync.T).square().sum(1)  # without the sync parts
-    held = (unit @ carriers.payload.to(unit).T).square().cumsum(1)
+    log10_p = presence(moved, log_sync, count, carriers)
+    return Presences(moved, orientation, x, y, count, cosine, log_sync, log10_p)
+
+
+def presence(tiles: Tensor, log_sync: np.ndarray, count: Tensor, carriers: Carriers) -> np.ndarray:
+    """Base-10 logarithm of presence, (N,) float64: the sync pattern's chance and the payload's energy together.
+
+    Args:
+        tiles: (N, 364), oriented and shifted into place.
+        log_sync: (N,), natural logarithms.
+        count: (N,), indices into `carriers.BIT_COUNTS`.
+        carriers: The key's patterns.
+    """
+    unit = F.normalize(tiles.double(), dim=1)
+    free = 1 - (unit @ carriers.sync.T).square().sum(1)  # without the sync parts
+    held = (unit @ carriers.payload.T).square().cumsum(1)
     log10_p = np.empty(len(tiles))
     for index, num_bits in enumerate(BIT_COUNTS):
         of = (count == index).numpy()
@@ -75,4 +88,4 @@ def presences(tiles: Tensor, carriers: Carriers, rough: Tensor | None = None) ->
             fraction = (held[:, num_bits - 1] / free.clamp(min=1e-12)).numpy()[of]
             energy = energy_log_p(fraction, num_bits, DIMENSIONS - len(BIT_COUNTS))
             log10_p[of] = product_log_p(log_sync[of], energy) / math.log(10)
-    return Presences(moved, orientation, x, y, count, cosine, log_sync, log10_p)
+    return log10_p

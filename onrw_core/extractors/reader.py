@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..detection import Reading, confidence, presence_log10_p, sync_log_p
+from ..detection import Reading, confidence
 from ..geometry import Geometry
-from .alignment import ORIENTATIONS, align, oriented, refine, roughness
-from .carriers import BIT_COUNTS, DIMENSIONS, TILE, Carriers
+from .alignment import ORIENTATIONS
+from .batch import presence, presences
+from .carriers import BIT_COUNTS, TILE, Carriers
 from .folding import coefficients, fold, shifted
 from .frame import MAX_SIDE, Straight, straighten
 from .polish import blocks, polished
@@ -110,21 +111,6 @@ def tile_of(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Tens
     return average_tile(whitened(y, geometry, limit))
 
 
-def _log_sync(tile: Tensor, cosine: float) -> float:
-    """Natural logarithm of the chance that some shift, orientation and sync pattern agree this well with a tile."""
-    tries = len(ORIENTATIONS) * len(BIT_COUNTS)
-    rough = roughness(tile[None]).numpy()
-    return float(sync_log_p(np.array([cosine]), rough, DIMENSIONS, TILE * TILE, tries)[0])
-
-
-def _log10_p(tile: Tensor, log_sync: float, count: int, carriers: Carriers) -> float:
-    tile = tile.double()
-    payload = (carriers.payload[: BIT_COUNTS[count]] @ tile).square().sum()
-    energy = tile.square().sum() - (carriers.sync @ tile).square().sum()
-    fraction = float(payload / energy.clamp(min=1e-12))
-    return presence_log10_p(log_sync, fraction, BIT_COUNTS[count], DIMENSIONS - len(BIT_COUNTS))
-
-
 def _placed(orientation: int, x: Tensor, y: Tensor) -> Geometry:
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[:2, :2] = ORIENTATIONS[orientation].double()
@@ -154,16 +140,18 @@ class Attempts:
         """Read under a geometry that may lack a flip, quarter turns and a shift."""
         geometry = _in_frame(geometry or Geometry.identity(), self.shape)
         tile = average_tile(self._straight(geometry, ATTEMPT_SIDE))
-        found = align(tile, self.sync)
-        count = int(found.cosine[0].argmax())
-        orientation = int(found.orientation[0, count])
-        turned = oriented(tile)[0, orientation]
-        x, y, cosine = refine(turned, self.sync[count], found.x[0, count], found.y[0, count])
-        tile = shifted(turned, x, y)
-        total = _in_frame(_placed(orientation, x, y) @ geometry, self.shape)
-        log_sync = _log_sync(tile, float(cosine))
-        log10_p = _log10_p(tile, log_sync, count, self.carriers)
-        return Attempt(tile, total, count, float(cosine), log_sync, log10_p, weight, searched)
+        found = presences(tile, self.carriers)
+        placed = _placed(int(found.orientation[0]), found.x[0], found.y[0])
+        return Attempt(
+            found.tile[0],
+            _in_frame(placed @ geometry, self.shape),
+            int(found.count[0]),
+            float(found.cosine[0]),
+            float(found.log_sync[0]),
+            float(found.log10_p[0]),
+            weight,
+            searched,
+        )
 
     def polish(self, attempt: Attempt) -> Attempt:
         """Refine an attempt's geometry; it stays as it is where that does not help."""
@@ -185,7 +173,8 @@ class Attempts:
             if similarity > cosine * GAIN:
                 geometry, tile, cosine = changed, new, similarity
         # The sync pattern was used up by the climb: its p-value stays that of the unpolished tile.
-        log10_p = _log10_p(tile, attempt.log_sync, attempt.count, self.carriers)
+        count, log_sync = torch.tensor([attempt.count]), np.array([attempt.log_sync])
+        log10_p = float(presence(tile[None], log_sync, count, self.carriers)[0])
         still = geometry is attempt.geometry
         return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p, still=still)
 
