@@ -13,8 +13,8 @@ from onrw_core.cli import main
 from onrw_core.extractors.batch import presences
 from onrw_core.extractors.carriers import BIT_COUNTS, DIMENSIONS, FREQUENCIES, Carriers
 from onrw_core.extractors.reader import Attempts, attempt_tiles
-from onrw_core.extractors.whitening import luminance
 from onrw_core.keys import Key
+from onrw_core.metrics import luminance
 
 
 def carriers(i: int) -> Carriers:

@@ -31,9 +31,9 @@ from ..extractors.batch import presences
 from ..extractors.carriers import Carriers
 from ..extractors.keyed import KeyedExtractor
 from ..extractors.reader import attempt_tiles
-from ..extractors.whitening import luminance
 from ..images import load
 from ..keys import Key
+from ..metrics import luminance
 from .cache import generator_for, write
 from .photos import SUFFIXES, Photo, sized
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ..detection import Reading
 from ..geometry import Geometry
+from ..metrics import luminance
 from .base import Extractor
 from .carriers import BIT_COUNTS, Carriers, KeyStream
 from .folding import HALF, half_tiles, shifted
 from .reader import WORKING_SIZE, average_tile, read, tile_of, whitened
-from .whitening import luminance
 
 __all__ = ["KeyedExtractor"]
 

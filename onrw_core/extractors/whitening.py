@@ -23,20 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["flat_mask", "luminance", "whiten"]
+__all__ = ["flat_mask", "whiten"]
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 BLOCK = 4  # pixels; the deviation of the kernel is 3.5 pixels
 FLOOR = 0.007  # about 2 / 255: below it, there is nothing but rounding
 CLAMP = 1.0  # deviations; edges say no more than texture does
 FLAT_BLOCK = 4
 FLAT_DIFFERENCE = 0.3 / 255
-
-
-def luminance(images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W)."""
-    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
-    return torch.einsum("bchw,c->bhw", images, weights)[:, None]
 
 
 def _smooth(x: Tensor) -> Tensor:
