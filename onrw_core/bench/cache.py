@@ -25,7 +25,7 @@ from ..rounding import LEVELS
 from .photos import Photo
 from .systems import System
 
-__all__ = ["Cache", "generator_for"]
+__all__ = ["Cache", "generator_for", "publish", "write"]
 
 Record = dict[str, Any]
 
@@ -96,6 +96,13 @@ class Cache:
             text = text[: text.rfind("\n") + 1]  # the line that a kill cut short
             write(self._log, text)
         return [json.loads(line) for line in text.splitlines()]
+
+
+def publish(path: Path, report: dict[str, Any]) -> None:
+    """Write a benchmark's report as JSON, into a folder that is made for it, and say where it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, json.dumps(report, indent=1))
+    print(f"report: {path}")
 
 
 def write(path: Path, text: str) -> None:

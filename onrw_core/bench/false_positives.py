@@ -34,7 +34,7 @@ from ..extractors.reader import attempt_tiles
 from ..images import load
 from ..keys import Key
 from ..metrics import luminance
-from .cache import generator_for, write
+from .cache import generator_for, publish, write
 from .photos import SUFFIXES, Photo, sized
 
 __all__ = ["PATHS", "RATES", "add_arguments", "calibration", "false_positives", "run", "unmarked"]
@@ -76,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
             folder = _folder(args.out, path, chosen[path], args.seed)
             report[path] = calibration(_p_values(path, chosen[path], keys[path], args.seed, folder))
     print(_table(report))
-    write(args.out / "report.json", json.dumps(report, indent=1))
-    print(f"report: {args.out / 'report.json'}")
+    publish(args.out / "report.json", report)
     if not args.no_chart:
         from .charts import false_positives_chart
 

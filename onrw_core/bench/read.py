@@ -9,7 +9,6 @@ does.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -28,7 +27,7 @@ from ..extractors.carriers import TILE, Carriers, band_basis
 from ..extractors.keyed import KeyedExtractor
 from ..keys import Key
 from ..threads import in_order
-from .cache import generator_for, write
+from .cache import generator_for, publish
 from .photos import load_photos, sized
 
 __all__ = ["add_arguments", "run"]
@@ -73,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
     report = {"photos": len(photos), "threads": args.threads, "rows": rows}
     print(_table(report))
     if args.json:
-        write(args.json, json.dumps(report, indent=1))
-        print(f"report: {args.json}")
+        publish(args.json, report)
     return 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import json
 import time
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from ..extractors.plain import MARKING
 from ..keys import Key
 from ..mini import Mini, load_mini
 from ..optimise import PRESETS
-from .cache import Cache, write
+from .cache import Cache, publish
 from .marking import marked
 from .measure import attacks_of, measure
 from .peers import PEERS, peers
@@ -109,10 +108,7 @@ def run(args: argparse.Namespace) -> int:
         report["adversarial"] = {s.name: adversarial(s, caches[s.name], photos, key, args.seed) for s in ours}
     report["seconds"] = round(time.perf_counter() - start, 1)
     print(tables(report))
-    path = args.json or args.out / "report.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps(report, indent=1))
-    print(f"report: {path}")
+    publish(args.json or args.out / "report.json", report)
     if not args.no_chart:
         from .charts import robustness_chart
 

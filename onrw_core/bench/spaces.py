@@ -34,7 +34,7 @@ from ..mini import Mini, load_mini
 from ..optimise import PRESETS, Settings
 from ..pipeline import embed
 from ..regeneration import regenerations
-from .cache import Cache, generator_for, write
+from .cache import Cache, generator_for, publish, write
 from .measure import attacks_of, measure, tell
 from .photos import Photo, load_photos
 from .regeneration import PURIFY, lost_at
@@ -126,8 +126,7 @@ def run(args: argparse.Namespace) -> int:
         "seconds": round(time.perf_counter() - start, 1),
     }
     print(spaces_table(report))
-    write(args.out / "report.json", json.dumps(report, indent=1))
-    print(f"report: {args.out / 'report.json'}")
+    publish(args.out / "report.json", report)
     if not args.no_chart:
         from .charts import spaces_chart
 
