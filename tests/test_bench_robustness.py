@@ -115,6 +115,16 @@ def test_report_counts_what_was_read(folder, strip, capsys):
     assert "mean of onrw12" in capsys.readouterr().out
 
 
+def test_attacks_of_ones_own_choice(folder, strip):
+    chosen = ("jpeg=30", "crop=.9+brightness=1.2")
+    assert robustness.run(arguments(folder, "--suite", "--attack", *chosen)) == 0
+    (row,) = report_of(folder)["systems"]
+    assert list(row["attacks"]) == ["none", "jpeg=30", "crop=0.9+brightness=1.2"]
+    assert row["suites"]["chosen"]["n"] == 4
+    with pytest.raises(ValueError, match="unknown attack 'jpg'"):
+        robustness.run(arguments(folder, "--attack", "jpg=30"))
+
+
 def test_resumes_and_gives_the_same(folder, strip):
     robustness.run(arguments(folder))
     first = report_of(folder)["systems"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..attacks import attack, suite
+from ..attacks import attack, parse, suite
 from ..keys import Key
 from ..mini import Mini
 from .cache import Cache, generator_for
@@ -22,6 +22,8 @@ from .systems import Onrw, System
 
 __all__ = ["Measured", "attacks_of", "measure", "tell"]
 
+CHOSEN = "chosen"  # attacks named one by one
+
 Record = dict[str, Any]
 Attacks = Callable[[str], Iterator[tuple[str, str, Any]]]
 Measured = tuple[dict[str, list[Record]], dict[str, list[Record]]]
@@ -33,7 +35,12 @@ def tell(text: str) -> None:
 
 
 def attacks_of(
-    suites: Sequence[str], seed: int, mini: Mini | None, device: str, sigmas: Sequence[float] | None = None
+    suites: Sequence[str],
+    seed: int,
+    mini: Mini | None,
+    device: str,
+    sigmas: Sequence[float] | None = None,
+    chosen: Sequence[str] = (),
 ) -> Attacks:
     """A function: photo name -> (suite, label, attack); random strengths differ from photo to photo.
 
@@ -43,7 +50,12 @@ def attacks_of(
         mini: Of the suite "regeneration".
         device: Where it is.
         sigmas: Strengths of its purification.
+        chosen: Attacks beside those of the suites, as `attacks.parse` reads them.
+
+    Raises:
+        ValueError: One of the chosen is no attack.
     """
+    others = [(CHOSEN, str(a), a) for a in map(parse, chosen)]
     models = regenerations(mini, device, sigmas or PURIFY_SIGMAS, tell) if "regeneration" in suites else []
 
     def of(photo: str) -> Iterator[tuple[str, str, Any]]:
@@ -56,6 +68,7 @@ def attacks_of(
                 yield from ((name, f"random {a.name}", a) for a in drawn)
             elif name != "adversarial":
                 yield from ((name, str(a), a) for a in suite(name))
+        yield from others
 
     return of
 
@@ -93,8 +106,6 @@ def measure(
         readings[s.name] += taken
         tell(progress(f"{number}/{len(work)}", s, photo, note, taken))
     return marks, readings
-
-
 
 
 def _measure(

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--match", default="*", help="only files of this pattern, e.g. 'kodim*'")
     add("--limit", type=int, help="at most so many photos")
     add("--size", type=int, default=512, help="pixels of the shorter side; photos are brought to it")
-    add("--suite", nargs="+", choices=SUITES, default=["onrw12"], help="attacks to try")
+    add("--suite", nargs="*", choices=SUITES, default=["onrw12"], help="attacks to try")
+    more = "attacks beside the suites', e.g. jpeg=30 crop=.5+rotation=10"
+    add("--attack", nargs="+", default=[], metavar="NAME=STRENGTH", help=more)
     add("--peers", action="store_true", help="the same for DwtDct, DwtDctSvd, RivaGAN and blind-watermark")
     add("--no-onrw", action="store_true", help="peers only")
     add("--preset", choices=sorted(PRESETS), default="fast")
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("nothing to benchmark: --no-onrw needs --peers")
     caches |= {s.name: Cache(args.out, s, args.seed, args.reread) for s in systems if s.name not in caches}
     extra = [mosaic(photos)] if args.mosaic else []
-    attacks = attacks_of(args.suite, args.seed, mini, args.device, args.purify)
+    attacks = attacks_of(args.suite, args.seed, mini, args.device, args.purify, args.attack)
     marks, readings = measure(systems, caches, photos, attacks, key, args.seed, extra)
     report = robustness_report(systems, marks, readings, [p.name for p in extra])
     report |= {"size": args.size, "seed": args.seed}
