@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--match", default="*", help="only files of this pattern, e.g. 'kodim*'")
     add("--limit", type=int, help="at most so many photos")
     add("--size", type=int, default=512, help="pixels of the shorter side; photos are brought to it")
+    working = "pixels of the shorter side at which a mark is made; the photo's own (default) or e.g. 512 for large ones"
+    add("--working-size", type=int, help=working)
     add("--suite", nargs="*", choices=SUITES, default=["onrw12"], help="attacks to try")
     more = "attacks beside the suites', e.g. jpeg=30 crop=.5+rotation=10"
     add("--attack", nargs="+", default=[], metavar="NAME=STRENGTH", help=more)
@@ -149,7 +151,7 @@ def _onrw(
         parts += [space] if len(args.space) > 1 or space != "noise" else []
         parts += [f"sigma {sigma:g}"] if len(args.start_sigma or []) > 1 else []
         label = " ".join([*parts, f"{decibels:g} dB" if peer is None else f"as {peer.name}"])
-        system = Onrw(label, extractor, settings, mini, args.size, key.fingerprint, args.device)
+        system = Onrw(label, extractor, settings, mini, args.working_size or args.size, key.fingerprint, args.device)
         if peer is not None:
             system.like, system.psnr_of = peer, psnr_of
         systems.append(system)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..keys import ENVIRONMENT, Key
 from .common import expand, json_line, load_key, number, p_value, run_batch, say
+from .expected import expected_bits, match, sentence
 from .lookup import known
 
 if TYPE_CHECKING:
@@ -70,9 +71,7 @@ def optional_key(path: str | None) -> Key | None:
 def extract_plain(arguments: argparse.Namespace, decoder: Extractor, device: str) -> int:
     """``onrw extract`` with another's decoder: the picture is read as it is, nothing is searched."""
     from .. import images
-    from ..detection import match_log10_p
     from ..extractors.plain import read_plain
-    from ..message import encode_id, raw
     from ..registry import Registry
 
     decoder.to(device)
@@ -80,13 +79,7 @@ def extract_plain(arguments: argparse.Namespace, decoder: Extractor, device: str
     key = optional_key(arguments.key)
     if key is None and (arguments.expect_id or arguments.registry):
         load_key(None)  # says how to give one
-    expected = None
-    if arguments.expect_bits is not None:
-        expected = raw(arguments.expect_bits).bits
-    elif arguments.expect_id is not None:
-        expected = encode_id(arguments.expect_id, key, decoder.num_bits).bits
-    if expected is not None and len(expected) != decoder.num_bits:
-        raise ValueError(f"--expect-bits: {len(expected)} bits; {decoder.name} reads {decoder.num_bits}")
+    expected = expected_bits(arguments, key, (decoder.num_bits,), f"{decoder.name} reads")
     registry = Registry(arguments.registry) if arguments.registry else None
 
     def read(file: Path) -> None:
@@ -96,10 +89,7 @@ def extract_plain(arguments: argparse.Namespace, decoder: Extractor, device: str
         seconds = time.perf_counter() - start
         message = reading.message
         bits = "".join(map(str, reading.bits.tolist()))
-        match = None
-        if expected is not None:
-            equal = (reading.bits == expected).double().mean().item()
-            match = {"bit_accuracy": round(equal, 4), "log10_p": round(match_log10_p(reading.bits, expected), 2)}
+        agreed = match(reading.bits, expected)
         soft = {decoder.num_bits: reading.logits}
         found = known(registry, message, soft, image, key, arguments.fpr) if registry else None
         if arguments.json:
@@ -110,7 +100,7 @@ def extract_plain(arguments: argparse.Namespace, decoder: Extractor, device: str
                 bits=bits,
                 text=message.text,
                 id=message.id,
-                **({} if match is None else {"match": match}),
+                **({} if expected is None else {"match": agreed}),
                 seconds=round(seconds, 3),
                 **({} if found is None else found.fields()),
             )
@@ -124,7 +114,7 @@ def extract_plain(arguments: argparse.Namespace, decoder: Extractor, device: str
         say(f"{file}: {said}; bits {bits}")
         for text in found.lines(registry) if found else ():
             say(f"  {text}")
-        if match is not None:
-            say(f"  expected: {match['bit_accuracy']:.1%} of the bits agree (by chance: {p_value(match['log10_p'])})")
+        if expected is not None:
+            say(f"  {sentence(agreed)}")
 
     return run_batch(files, read, name=lambda file: file)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .common import add_fpr, add_key, expand, json_line, load_key, p_value, run_batch, say
 from .decoders import add_extractor, extract_plain, load_decoder
+from .expected import add_expected, expected_bits, match, sentence
 from .lookup import known
 from .models import add_device, chosen_device
 
@@ -23,9 +24,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="photos, or folders of them")
     add_key(parser)
-    expected = parser.add_mutually_exclusive_group()
-    expected.add_argument("--expect-bits", "--expect", metavar="0101...", help="compare with these raw bits")
-    expected.add_argument("--expect-id", metavar="HEX", help="compare with this id")
+    add_expected(parser)
     add_fpr(parser)
     add_extractor(parser)
     add_device(parser)
@@ -48,19 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     files = expand(arguments.inputs)
 
     from .. import images
-    from ..detection import match_log10_p
     from ..extractors.keyed import KeyedExtractor
-    from ..message import ID_BITS, SIZES, Decoded, decode, encode_id, raw
+    from ..message import ID_BITS, SIZES, Decoded, decode
     from ..registry import Registry
     from ..threads import in_order
 
-    expected = None
-    if arguments.expect_bits is not None:
-        expected = raw(arguments.expect_bits).bits
-        if len(expected) not in SIZES:
-            raise ValueError(f"--expect-bits: {len(expected)} bits; a mark carries one of {', '.join(map(str, SIZES))}")
-    elif arguments.expect_id is not None:
-        expected = encode_id(arguments.expect_id, key).bits
+    expected = expected_bits(arguments, key, SIZES, "a mark carries one of")
     registry = Registry(arguments.registry) if arguments.registry else None
     extractor = KeyedExtractor(key, ID_BITS if expected is None else len(expected))
 
@@ -74,10 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             bits, message = reading.bits, decode(reading.logits, key)
         else:  # a best guess, and as many bits as were asked for: their number is a guess as well
             bits, message = (extractor.guess(reading) > 0).long(), Decoded()
-        match = None
-        if expected is not None and len(bits) == len(expected):
-            equal = (bits == expected).double().mean().item()
-            match = {"bit_accuracy": round(equal, 4), "log10_p": round(match_log10_p(bits, expected), 2)}
+        agreed = match(bits, expected)
         found = known(registry, message, reading, image, key, arguments.fpr) if registry else None
         if arguments.json:
             json_line(
@@ -87,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
                 bits="".join(map(str, bits.tolist())),
                 text=message.text,
                 id=message.id,
-                **({} if expected is None else {"match": match}),
+                **({} if expected is None else {"match": agreed}),
                 geometry={
                     "rotation": round(reading.rotation, 3),
                     "scale": round(reading.scale, 5),
@@ -101,9 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         for text in found.lines(registry) if found else ():
             say(f"  {text}")
         if expected is not None:
-            found = "another number of bits" if match is None else f"{match['bit_accuracy']:.1%} of the bits agree"
-            chance = "" if match is None else f" (by chance: {p_value(match['log10_p'])})"
-            say(f"  expected: {found}{chance}")
+            say(f"  {sentence(agreed)}")
 
     if len(files) == 1:  # all threads for one photo
         return run_batch(files, lambda file: tell(file, *read(file)), name=lambda file: file)
