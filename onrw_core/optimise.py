@@ -189,7 +189,7 @@ def optimise(
     Args:
         model: The frozen model that made the inversion.
         autoencoder: Its autoencoder.
-        inversion: The inverted picture, truncated to the start sigma.
+        inversion: The inverted picture, from the start sigma on.
         image: The picture at working size, (1, 3, H, W) in [0, 1]; at most as large as the decoded latent, whose upper
             left corner it is compared with.
         extractor: Reads the message.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -21,8 +21,6 @@ __all__ = ["FORMAT", "VERSION", "Inversion"]
 
 FORMAT = "onrw-inversion"
 VERSION = 1
-START_TOLERANCE = 0.02
-"""How far, relatively, a wanted start sigma may lie above the record's: rounding to trained levels is no error."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +65,6 @@ class Inversion:
         if self.null is None or self.null_embeddings is None:
             return self.null
         return self.null.with_embeddings(self.null_embeddings[step][None])
-
-    def truncated(self, start_sigma: float) -> Inversion:
-        """The rest of the path from the nearest pivot at or below `start_sigma`.
-
-        Raises:
-            ValueError: `start_sigma` lies above the record's, or below its last step.
-        """
-        if start_sigma > self.start_sigma * (1 + START_TOLERANCE):
-            raise ValueError(
-                f"start_sigma is {start_sigma:g} but the inversion starts at {self.start_sigma:g}; "
-                "invert again from at least that sigma"
-            )
-        below = (self.sigmas[:-1] <= start_sigma * (1 + 1e-4)).nonzero()
-        if not len(below):
-            raise ValueError(
-                f"start_sigma is {start_sigma:g} but the last step of the inversion starts at "
-                f"{self.sigmas[-2].item():g}; invert again with this start_sigma"
-            )
-        first = int(below[0])
-        nulls = None if self.null_embeddings is None else self.null_embeddings[first:]
-        return replace(self, latents=self.latents[first:], sigmas=self.sigmas[first:], null_embeddings=nulls)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file; an existing one is replaced only when the new one is complete."""

@@ -105,20 +105,6 @@ def test_small_start_sigma():
     torch.testing.assert_close(inversion.sigmas, torch.tensor([0.041, 0.0292]), rtol=0, atol=1e-4)
 
 
-def test_truncated_is_the_rest_of_the_path():
-    model = DummyModel()
-    whole = inverted(model, "null-text", inner_steps=3)
-    rest = whole.truncated(whole.sigmas[3].item() * 1.2)
-    assert rest.start_sigma == whole.sigmas[3] and rest.steps == STEPS - 3
-    assert torch.equal(rest.null_at(0).embeddings, whole.null_at(3).embeddings)
-    path = dict(replay(model, whole))
-    torch.testing.assert_close(list(replay(model, rest, path[3]))[-1][1], path[STEPS])
-    assert torch.equal(whole.truncated(whole.start_sigma).latents, whole.latents)
-    for sigma in (10.0, whole.sigmas[-1].item()):
-        with pytest.raises(ValueError, match="invert again"):
-            whole.truncated(sigma)
-
-
 def test_replay_takes_another_noise_prompt_and_gradient():
     model = DummyModel()
     inversion = inverted(model)
