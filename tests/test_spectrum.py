@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from onrw_core.extractors import spectrum
-from onrw_core.extractors.spectrum import flatten_spectrum
+from onrw_core.extractors.folding import coefficients, fold
+from onrw_core.extractors.spectrum import ALL, BAND, SIDE, flatten_spectrum
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -24,11 +25,11 @@ def test_gradient_is_that_of_the_linear_map_with_the_gains_held(strip, monkeypat
     monkeypatch.setattr(spectrum, "STRIP", strip)
     w, direction, gradient = noise(1, 1, 50, 71), noise(1, 1, 50, 71).flip(-1), noise(1, 1, 50, 71).flip(-2)
     gains = []
-    spectrum._filtered(w, lambda blocks: gains.append(spectrum._gain(blocks)) or blocks)
+    spectrum._filtered(w, lambda blocks: gains.append(spectrum._gain(blocks)) or blocks, ALL)
 
     def changed(picture: torch.Tensor) -> torch.Tensor:
         gain = iter(gains)
-        return spectrum._filtered(picture, lambda blocks: blocks * next(gain))
+        return spectrum._filtered(picture, lambda blocks: blocks * next(gain), ALL)
 
     held, scale = changed(direction), changed(w).square().mean().rsqrt()
     w.requires_grad_()
@@ -36,9 +37,30 @@ def test_gradient_is_that_of_the_linear_map_with_the_gains_held(strip, monkeypat
     assert float((found * direction).sum()) == pytest.approx(float((gradient * held).sum() * scale))
 
 
-def test_gains_know_that_spectra_are_even():
-    column = spectrum._gain(torch.fft.rfft2(noise(1, 1, 5, 5, 32, 32)))[..., 0]
-    assert torch.allclose(column[..., 1:], column[..., 1:].flip(-1), atol=1e-12)
+@pytest.mark.parametrize("number", [ALL, BAND])
+def test_spectra_and_gains_are_those_of_a_transform(number):
+    w = noise(1, 1, 48, 64)
+    seen = []
+    spectrum._filtered(w, lambda blocks: seen.append(blocks.clone()) or blocks, number)
+    window = torch.hann_window(SIDE, dtype=w.dtype).sqrt()
+    block = torch.fft.fft2(w[0, 0, 16:48, 16:48] * window * window[:, None]).T  # by kx, then ky
+    rows = seen[0].shape[-1]
+    assert rows == 4
+    ahead, behind = (torch.complex(x[0], -x[1])[2, ..., 2] for x in seen[0])
+    mirrored = -torch.arange(number) % SIDE
+    assert torch.allclose(ahead, block[:number, :number], atol=1e-9)
+    assert torch.allclose(behind, block[:number, mirrored], atol=1e-9)
+    power = block.abs().square()
+    mean = sum(power.roll((x, y), (0, 1)) for x in (-1, 0, 1) for y in (-1, 0, 1)) / 9
+    ratio = spectrum._gain(seen[0])[0, 0, 2, : number - 1, : number - 1, 2] / mean[: number - 1, : number - 1].pow(-0.4)
+    assert torch.allclose(ratio, torch.ones_like(ratio), atol=2e-3)  # but for what no frequency goes below
+
+
+def test_the_band_alone_gives_the_same_tile():
+    w = noise(1, 1, 128, 192).float()
+    whole, band = (coefficients(fold(flatten_spectrum(w, number))) for number in (ALL, BAND))
+    assert float(torch.cosine_similarity(whole, band)) > 0.995
+    assert float(band.norm() / whole.norm()) == pytest.approx(1, abs=0.1)
 
 
 def test_stripes_are_turned_down_and_the_rest_is_not():

@@ -34,7 +34,7 @@ WINDOW_MARGIN, WINDOW_SYNC_MARGIN = 0.35, 0.4
 WINDOW = 5  # half tiles per side of the windows: about a tenth of a picture of the working size
 WINDOW_WEIGHT = 0.65  # the rest is the whole picture's
 SHARPNESS = 6.0  # of the hinges
-STRENGTH_WEIGHT = 0.04
+STRENGTH_WEIGHT = 0.05
 
 
 class KeyedExtractor(Extractor):

@@ -63,7 +63,7 @@ def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = F
 
     Returns:
         What takes the tiles' frame to the corrected one, and how many times better they agree then, as far as moving
-        whole tiles goes.
+        whole tiles goes: 1 where so many parameters would fit noise as well (the criterion of Akaike).
     """
     middle = centres.mean(0)
     radius = (centres - middle).norm(dim=1).max().clamp(min=TILE / 2)
@@ -101,7 +101,13 @@ def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = F
         if length < MIN_STEP:
             break
         parameters = parameters + step * min(1.0, MAX_STEP / length)
-    gain = best_value / first if first > 0 else torch.inf
+    # The log-likelihood of J is its square over twice the variance, which is the sum of the tiles' energy per dimension.
+    variance = float(tiles.square().sum()) / tiles.shape[1]
+    first = max(first, 0.0)
+    if best_value**2 - first**2 < 2 * variance * len(fields):
+        gain = 1.0
+    else:
+        gain = best_value / first if first else torch.inf
     return _homography(best.double(), middle.double(), float(radius)), gain
 
 

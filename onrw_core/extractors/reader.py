@@ -29,7 +29,7 @@ from .folding import coefficients, fold, shifted
 from .frame import MAX_SIDE, Straight, straighten
 from .polish import blocks, polished
 from .search import ASPECTS, candidates, levels
-from .spectrum import flatten_spectrum
+from .spectrum import BAND, flatten_spectrum
 from .whitening import flat_mask, whiten
 
 __all__ = ["attempt_tiles", "average_tile", "read", "tile_of", "whitened"]
@@ -89,7 +89,7 @@ def whitened(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Str
     """Set luminance (B, 1, H, W) straight and whiten it; what is flat or outside of the picture has weight 0."""
     straight = straighten(y, geometry, limit)
     weight = _weight(straight.y, straight.weight)
-    flat = flatten_spectrum(whiten(straight.y, weight))
+    flat = flatten_spectrum(whiten(straight.y, weight), BAND)
     return straight._replace(y=flat if weight is None else flat * weight, weight=weight)
 
 

@@ -9,6 +9,10 @@ averaged over 3 x 3 frequencies,
 which for p = 0 is w itself, and for p = 1 has a flat spectrum everywhere. The gains P^(-p/2) are the weights of a
 matched filter in noise that differs from place to place and from frequency to frequency; they depend on the picture and
 on no key. They are constants for the gradient, and the map from w to f is symmetric, so it is its own transpose.
+
+F is two products with a small matrix of waves, over whole lines of pixels and then over what came out of them, real
+and imaginary parts apart. Where only the band of the mark is looked at, the faster waves are left out, which is cheaper
+than a fast transform of all of them.
 """
 
 from __future__ import annotations
@@ -20,30 +24,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["flatten_spectrum"]
+__all__ = ["BAND", "flatten_spectrum"]
 
-SIDE = 32  # pixels; the band of the mark is bins 1 to 5.4
+SIDE = 32  # pixels; the band of the mark is waves of 1 to 5.4 cycles a block
 HOP = SIDE // 2
+ALL = SIDE // 2 + 1  # waves along a line
+BAND = 9  # of them, which hold the band of the mark, spread by the window
 POWER = 0.8  # p
 LEAST = 1e-3  # of a block's mean power, that no frequency goes below
-STRIP = 200  # blocks at a time: they stay in the cache, and their memory is used again
+STRIP = 2000  # blocks at a time, for the memory that large pictures take
 
 
-def flatten_spectrum(w: Tensor) -> Tensor:
+def flatten_spectrum(w: Tensor, waves: int = ALL) -> Tensor:
     """Flatten the local spectrum of whitened pictures.
 
     Args:
         w: (B, 1, H, W), 0 where there is no picture.
+        waves: How many there are along a line of a block, from 0 cycles on; `BAND` for the band of the mark alone.
 
     Returns:
-        (B, 1, H, W) of root mean square 1 for each picture; differentiable in `w`, the gains held.
+        (B, 1, H, W), differentiable in `w`, the gains held. Its root mean square is 1 for each picture, or what is left
+        of that where the waves are a part of a flat spectrum.
     """
-    return _Flatten.apply(w)
+    return _Flatten.apply(w, waves)
 
 
 class _Flatten(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, w: Tensor) -> Tensor:
+    def forward(ctx, w: Tensor, waves: int) -> Tensor:
         gains: list[Tensor] = []
 
         def flattened(spectrum: Tensor) -> Tensor:
@@ -52,53 +60,91 @@ class _Flatten(torch.autograd.Function):
                 gains.append(gain)
             return spectrum.mul_(gain)
 
-        flat = _filtered(w, flattened)
-        scale = flat.square().mean((-2, -1), keepdim=True).add_(1e-20).rsqrt_()
+        flat = _filtered(w, flattened, waves)
+        share = min(1.0, (2 * waves - 1) / SIDE)
+        scale = flat.square().mean((-2, -1), keepdim=True).add_(1e-20).rsqrt_().mul_(share)
         ctx.save_for_backward(scale, *gains)
+        ctx.waves = waves
         return flat.mul_(scale)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         scale, *gains = ctx.saved_tensors
         gain = iter(gains)
-        return _filtered(gradient * scale, lambda spectrum: spectrum.mul_(next(gain)))
+        return _filtered(gradient * scale, lambda spectrum: spectrum.mul_(next(gain)), ctx.waves), None
 
 
-@lru_cache(maxsize=4)
-def _window(device: torch.device, dtype: torch.dtype) -> Tensor:
-    line = torch.hann_window(SIDE, dtype=dtype, device=device).sqrt()
-    return line[:, None] * line
+@lru_cache(maxsize=8)
+def _waves(number: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The window times cosines, then sines, of so many waves, (2 number, SIDE); and the way back, (SIDE, 2 number)."""
+    window = torch.hann_window(SIDE, dtype=torch.float64).sqrt()
+    phase = torch.arange(number)[:, None] * torch.arange(SIDE, dtype=torch.float64) * (2 * torch.pi / SIDE)
+    waves = torch.stack([phase.cos(), phase.sin()]) * window
+    share = torch.full((number, 1), 2.0 / SIDE, dtype=torch.float64)
+    share[:: SIDE // 2] = 1.0 / SIDE  # the constant and the fastest wave have no second direction
+    back = (waves * share).flatten(0, 1).T.contiguous()
+    return waves.flatten(0, 1).to(device, dtype), back.to(device, dtype)
 
 
-def _filtered(w: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Change the spectra of all blocks, (B, 1, R, C, SIDE, SIDE / 2 + 1) from top to bottom, and add the blocks up."""
-    height, width = w.shape[-2:]
-    w = F.pad(w, (HOP, -width % HOP + HOP, HOP, -height % HOP + HOP))
-    window = _window(w.device, w.dtype)
-    blocks = w.unfold(-2, SIDE, HOP).unfold(-2, SIDE, HOP)
-    rows = max(1, STRIP // (len(w) * blocks.shape[3]))
+def _filtered(w: Tensor, change: Callable[[Tensor], Tensor], number: int) -> Tensor:
+    """Change the spectra of all blocks and add the blocks up.
+
+    Args:
+        w: (B, 1, H, W).
+        change: Called with strips of blocks from top to bottom, (2, 2, C, number, number, B R): for the frequencies
+            (kx, ky), then for (kx, -ky), real and negative imaginary part.
+        number: Waves along a line.
+    """
+    count, _, height, width = w.shape
+    w = F.pad(w[:, 0], (HOP, -width % HOP + HOP, HOP, -height % HOP + HOP))
+    waves, back = _waves(number, w.device, w.dtype)
     total = torch.zeros_like(w)
-    cells = total.unflatten(-2, (-1, HOP)).unflatten(-1, (-1, HOP)).transpose(3, 4)  # (B, 1, R + 1, C + 1, HOP, HOP)
-    top = 0
-    for strip in blocks.split(rows, 2):
-        strip = torch.fft.irfft2(change(torch.fft.rfft2(strip * window)), s=(SIDE, SIDE)).mul_(window)
-        quarters = strip.unflatten(-2, (2, HOP)).unflatten(-1, (2, HOP))
-        for down in range(2):
-            band = cells[:, :, top + down : top + down + strip.shape[2]]
-            band[:, :, :, :-1] += quarters[..., down, :, 0, :]
-            band[:, :, :, 1:] += quarters[..., down, :, 1, :]
-        top += strip.shape[2]
-    return total[..., HOP : HOP + height, HOP : HOP + width]
+    lines = w.unfold(1, SIDE, HOP).transpose(2, 3)  # (B, R, SIDE, W)
+    limit = max(1, STRIP // (count * (w.shape[-1] // HOP - 1)))
+    for top in range(0, lines.shape[1], limit):
+        strip = waves @ lines[:, top : top + limit]
+        rows = strip.shape[1]
+        # Along x the same, on lines of everything else.
+        strip = strip.permute(3, 2, 0, 1).flatten(1)
+        blocks = waves @ strip.unfold(0, SIDE, HOP).transpose(1, 2)  # (C, 2 number, 2 number B R)
+        blocks = blocks.view(-1, 2, number, 2, number, count * rows)
+        cc, cs, sc, ss = blocks[:, 0, :, 0], blocks[:, 0, :, 1], blocks[:, 1, :, 0], blocks[:, 1, :, 1]
+        (a, b), (c, d) = change(torch.stack([cc - ss, cs + sc, cc + ss, sc - cs]).unflatten(0, (2, 2)))
+        torch.add(a, c, out=cc)
+        torch.sub(c, a, out=ss)
+        torch.add(b, d, out=sc)
+        torch.sub(b, d, out=cs)
+        strip = _added(strip.new_zeros(1, *strip.shape), back @ blocks.flatten(3).view(len(blocks), 2 * number, -1))
+        strip = strip.view(-1, 2 * number, count, rows).permute(2, 3, 1, 0)
+        _added(total[:, top * HOP : (top + rows + 1) * HOP], back @ strip)
+    return total[:, None, HOP : HOP + height, HOP : HOP + width].mul_(0.5)
+
+
+def _added(total: Tensor, blocks: Tensor) -> Tensor:
+    """Add blocks (..., R, SIDE, N) up in (..., (R + 1) HOP, N), each `HOP` lines below the one before."""
+    cells = total.unflatten(-2, (-1, HOP))
+    cells[..., :-1, :, :] += blocks[..., :HOP, :]
+    cells[..., 1:, :, :] += blocks[..., HOP:, :]
+    return total
 
 
 def _gain(spectrum: Tensor) -> Tensor:
-    power = spectrum.real.square().add_(spectrum.imag.square())
-    # The spectrum of a real picture is even: the column before the first is the second one upside down.
-    before = power[..., 1:2].flip(-2).roll(1, -2)
-    power = torch.cat([before, power, power[..., -1:]], -1).div_(9)
-    lines = (power[..., :-2] + power[..., 1:-1]).add_(power[..., 2:])
-    mean = lines.roll(1, -2).add_(lines)
-    mean[..., :-1, :].add_(lines[..., 1:, :])
-    mean[..., -1, :].add_(lines[..., 0, :])
-    least = LEAST * mean.mean((-2, -1), keepdim=True)
+    """(2, 1, C, number, number, B R), of spectra as in `_filtered`."""
+    power = spectrum.square().sum(1, keepdim=True).div_(9)
+    mean = _three(_three(power, 3), 4)
+    least = LEAST * mean.mean((0, 3, 4), keepdim=True)
     return mean.add_(least).add_(1e-12).pow_(-POWER / 2)
+
+
+def _three(power: Tensor, dim: int) -> Tensor:
+    """Sums of each frequency and its two neighbours along `dim`; the fastest is its own neighbour.
+
+    Before frequency 0 lies 1 of the other direction: the spectrum of a real picture is even.
+    """
+    last = power.shape[dim] - 1
+    total = power.clone()
+    total.narrow(dim, 0, last).add_(power.narrow(dim, 1, last))
+    total.narrow(dim, 1, last).add_(power.narrow(dim, 0, last))
+    total.select(dim, last).add_(power.select(dim, last))
+    total.select(dim, 0).add_(power.select(dim, 1).flip(0))
+    return total
