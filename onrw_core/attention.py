@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .model import AttentionMaps, Conditioning
 
-__all__ = ["grid_size", "pseudo_mask", "record_rule", "self_attention_loss", "sharpened"]
+__all__ = ["grid_size", "probabilities", "pseudo_mask", "record_rule", "self_attention_loss", "sharpened"]
 
 SELF_STRIDE = 2
 """Latent positions per token and side of the finest self-attention in the constraint: res / 16 at 8 pixels each."""
@@ -28,6 +29,8 @@ WALK = 4
 """Steps along the self-attention: few, since a long walk forgets where it began."""
 SLOPE = 3.0
 """Of the sharpened mask, per standard deviation."""
+AT_ONCE = 2**24
+"""Probabilities that are held at a time where only their average over heads is wanted: 64 MiB."""
 FLAT = 1e-6
 """Relative range below which a map says nothing about places."""
 
@@ -52,6 +55,37 @@ def record_rule(size: tuple[int, int]) -> Callable[[str, int], bool]:
     return record
 
 
+def probabilities(q: Tensor, k: Tensor, mean: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) in float32.
+
+    Args:
+        q: Queries, (B, heads, N, d).
+        k: Keys, (B, heads, M, d).
+        mean: Average over heads. Large maps are made a few heads at a time, and again in the backward pass: at 64x64
+            positions the ten heads of one layer would hold 640 MiB.
+
+    Returns:
+        (B, heads, N, M), or (B, 1, N, M).
+    """
+
+    def softmax(q: Tensor, k: Tensor) -> Tensor:
+        return (q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
+    if not mean:
+        return softmax(q, k)
+    batch, heads, queries, _ = q.shape
+    step = max(1, AT_ONCE // (batch * queries * k.shape[2]))
+    if step >= heads:
+        return softmax(q, k).mean(1, keepdim=True)
+    total = 0
+    for first in range(0, heads, step):
+        some = slice(first, first + step)
+        total = total + checkpoint(
+            lambda q, k: softmax(q, k).sum(1, keepdim=True), q[:, some], k[:, some], use_reentrant=False
+        )
+    return total / heads
+
+
 def grid_size(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
     """(h, w) of a layer with `tokens` queries in a network on a latent of `size`.
 
@@ -72,7 +106,7 @@ def self_attention_loss(maps: AttentionMaps, reference: AttentionMaps) -> Tensor
 
     Args:
         maps: Of the branch that is optimised; (B, heads, N, N) a layer.
-        reference: Of the original branch; the same layers, B may be 1.
+        reference: Of the original branch; the same layers, B may be 1, on any device.
 
     Returns:
         A scalar, differentiable in `maps`.
@@ -86,7 +120,7 @@ def self_attention_loss(maps: AttentionMaps, reference: AttentionMaps) -> Tensor
             "self-attention; record both with the same rule"
         )
     losses = [
-        (attention - reference.self_attention[layer].detach()).square().mean()
+        (attention - reference.self_attention[layer].detach().to(attention.device)).square().mean()
         for layer, attention in maps.self_attention.items()
     ]
     return torch.stack(losses).mean()

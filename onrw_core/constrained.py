@@ -8,6 +8,7 @@ by injecting the original's maps.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +34,8 @@ class Constraint:
 
     Attributes:
         attention: Hold the marked branch to the original's self-attention by a loss.
-        inject: Replace the marked branch's self-attention by the original's. Keeps every head of every map, so memory
-            grows with the number of steps.
+        inject: Replace the marked branch's self-attention by the original's. Keeps every head of every map in main
+            memory, which grows with the number of steps.
         mask: "none", or a "soft" or "hard" pseudo-mask from the prompt's cross-attention.
     """
 
@@ -97,11 +98,13 @@ def original_branch(
 
     with torch.no_grad():
         for i in range(inversion.steps):
-            x, maps = replay_step(model, inversion, i, x, control=AttentionControl(record))
+            control = AttentionControl(record, mean=not constraint.inject)
+            x, maps = replay_step(model, inversion, i, x, control=control)
             if constraint.attention:
-                reference.append(_head_mean(maps, torch.float16))
+                reference.append(_reference(maps))
             if constraint.inject:
-                inject.append(AttentionMaps(maps.self_attention, {}, maps.sizes))
+                kept = {layer: attention.cpu() for layer, attention in maps.self_attention.items()}
+                inject.append(AttentionMaps(kept, {}, maps.sizes))
             if masked:
                 masks.append(pseudo_mask(maps, inversion.positive, size))
         mask = None
@@ -137,11 +140,13 @@ def denoise(
             control = AttentionControl(
                 lambda kind, tokens: bool(original.reference) and kind == "self" and rule(kind, tokens),
                 original.inject[i] if original.inject else None,
+                mean=True,
             )
-        x, maps = replay_step(model, inversion, i, x, control=control)
+        with model.recomputing() if checkpointing else nullcontext():
+            x, maps = replay_step(model, inversion, i, x, control=control)
         if not original.reference:
             return x, x.new_zeros(())
-        return x, self_attention_loss(_head_mean(maps), original.reference[i])
+        return x, self_attention_loss(maps, original.reference[i])
 
     losses = []
     for i in range(inversion.steps):
@@ -189,7 +194,10 @@ def marked_branch(
     return latent, autoencoder.decode(latent), attention_loss
 
 
-def _head_mean(maps: AttentionMaps, dtype: torch.dtype | None = None) -> AttentionMaps:
-    """Self-attention averaged over heads: an eighth of the memory, and where pixels look matters, not by which head."""
-    mean = {k: v.mean(1, keepdim=True).to(dtype or v.dtype) for k, v in maps.self_attention.items()}
+def _reference(maps: AttentionMaps) -> AttentionMaps:
+    """Self-attention averaged over heads, since where pixels look matters and not by which head.
+
+    In half precision and in main memory: there is one for each step, and a card's memory must not grow with them.
+    """
+    mean = {k: v.mean(1, keepdim=True).half().cpu() for k, v in maps.self_attention.items()}
     return AttentionMaps(mean, {}, maps.sizes)

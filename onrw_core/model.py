@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,8 +47,8 @@ class AttentionMaps:
     """Attention probabilities by layer name, with the spatial size (h, w) of each layer's queries.
 
     Attributes:
-        self_attention: Layer -> (B, heads, h*w, h*w).
-        cross_attention: Layer -> (B, heads, h*w, T).
+        self_attention: Layer -> (B, heads, h*w, h*w), or (B, 1, h*w, h*w) averaged over heads.
+        cross_attention: Layer -> (B, heads or 1, h*w, T).
         sizes: Layer -> (h, w).
     """
 
@@ -66,10 +67,12 @@ class AttentionControl:
     Attributes:
         record: ``record(kind, tokens) -> bool`` with kind "self" or "cross" and the number of query tokens.
         inject: Self-attention maps to use in place of the model's own.
+        mean: Record averages over heads, (B, 1, N, M): an eighth of the memory or less.
     """
 
     record: Callable[[str, int], bool]
     inject: AttentionMaps | None = None
+    mean: bool = False
 
 
 class DiffusionModel(ABC):
@@ -103,6 +106,10 @@ class DiffusionModel(ABC):
             x0_hat for each conditioning, each (B, C, h, w) float32, and the maps recorded under the first one (empty
             without `control`).
         """
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        """Within it, a call with gradients holds the activations of one block at a time, where the backend can."""
+        return nullcontext()
 
     def guided(
         self,

@@ -12,6 +12,7 @@ no image loss; that is for mask composition, where the quality is what the loss 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -26,9 +27,11 @@ from .metrics import psnr
 from .model import Autoencoder, DiffusionModel
 from .regeneration import regenerations
 from .trajectory import Inversion
-from .warmstart import warm_start
+from .warmstart import STEPS, warm_start
 
 __all__ = ["PRESETS", "Settings", "State", "Watermark", "combined_mask", "optimise"]
+
+log = logging.getLogger(__name__)
 
 
 # With the gradient brought to unit root mean square and an epsilon of its size, AdamW steps along the gradient rather
@@ -58,9 +61,13 @@ class Settings:
         target_psnr: In dB, of the composed picture.
         composition: "residual" or "mask", see `compose`.
         luma_only: Add only the residual's luminance to the picture.
+        visibility: Level the residual and shape it by `visibility.visibility`; if not, the gradient alone says how
+            strong it is where.
+        warm_steps: Steps on the picture before those through the model.
         mask: Pseudo-mask that confines the change: "none", "soft" or "hard".
         inject: Replace the self-attention by the original's instead of comparing it.
-        checkpointing: Recompute in the backward pass instead of keeping activations.
+        checkpointing: Recompute in the backward pass instead of keeping activations; done anyway once a GPU's memory
+            turns out too small for them.
         space: What is optimised: the "noise" (ONRW), or for comparison the clean "latent" or the "pixel" values.
         patience: Stop once the message held under every attack for so many iterations in a row.
     """
@@ -79,6 +86,8 @@ class Settings:
     target_psnr: float = 42.0
     composition: str = "residual"
     luma_only: bool = True
+    visibility: bool = True
+    warm_steps: int = STEPS
     mask: str = "none"
     inject: bool = False
     checkpointing: bool = False
@@ -86,7 +95,7 @@ class Settings:
     patience: int = 12
 
     def __post_init__(self) -> None:
-        for name in ("steps", "iterations", "attacks", "patience"):
+        for name in ("steps", "iterations", "attacks", "patience", "warm_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.space not in SPACES:
@@ -223,13 +232,16 @@ def optimise(
         mode=settings.composition,
         mask=combined_mask(original.mask, mask, (height, width)),
         target_psnr=settings.target_psnr,
+        visibility=settings.visibility,
         luma_only=settings.luma_only,
     )
 
-    mix = training_mix(settings.mix, regenerations(model, autoencoder, inversion))
+    mix = training_mix(settings.mix, regenerations(model, autoencoder, inversion), extractor.window)
     like = original.decoded if settings.space == "pixel" else original.latent
     if settings.composition == "residual" and settings.space != "pixel":
-        delta = warm_start(autoencoder, original.decoded, composer, extractor, bits, mix, generator).to(like)
+        delta = warm_start(
+            autoencoder, original.decoded, composer, extractor, bits, mix, generator, settings.warm_steps
+        ).to(like)
     else:
         delta = (torch.randn(like.shape, generator=generator) * INITIAL_DELTA).to(like)
     delta.requires_grad_()
@@ -238,38 +250,29 @@ def optimise(
         optimiser, settings.iterations, eta_min=settings.learning_rate * FINAL_RATE
     )
     expected = bits.to(like.device).bool()
-    history: list[dict] = []
-    held = 0
-    for iteration in range(1, settings.iterations + 1):
+
+    def differentiated(checkpointing: bool) -> tuple[Tensor, dict[str, float], list[float]]:
+        """Leave the loss's gradient in `delta`; the marked picture, its figures and the accuracy under each attack."""
+        optimiser.zero_grad()
         _, decoded, attention_loss = marked_branch(
-            model,
-            autoencoder,
-            inversion,
-            delta,
-            original,
-            space=settings.space,
-            checkpointing=settings.checkpointing,
+            model, autoencoder, inversion, delta, original, space=settings.space, checkpointing=checkpointing
         )
         decoded = decoded[..., :height, :width]
         marked = composer(decoded, decoded_original)
-        message_loss, accuracy = [], []
+        losses, accuracy = [], []
         for attack in mix.draw(generator, settings.attacks):
             attacked = attack(marked, generator)
             attack_loss, logits = extractor.loss_and_logits(attacked.images, bits, attacked.geometry)
-            message_loss.append(attack_loss.mean())
+            losses.append(attack_loss.mean())
             accuracy.append(((logits > 0) == expected).float().mean().item())
-        message_loss = torch.stack(message_loss).mean()
+        message_loss = torch.stack(losses).mean()
         image_loss = (decoded - image).square().mean() if settings.composition == "mask" else message_loss.new_zeros(())
         loss = (
             settings.message_weight * message_loss
             + settings.image_weight * image_loss
             + settings.attention_weight * attention_loss
         )
-        optimiser.zero_grad()
         loss.backward()
-        delta.grad /= delta.grad.square().mean().sqrt().clamp(min=TINY)
-        held = held + 1 if min(accuracy) == 1 else 0
-        done = iteration == settings.iterations or held >= settings.patience
         figures = {
             "loss": loss.item(),
             "message_loss": message_loss.item(),
@@ -278,6 +281,26 @@ def optimise(
             "bit_accuracy": sum(accuracy) / len(accuracy),
             "psnr": float(psnr(marked.detach(), image)),
         }
+        return marked.detach(), figures, accuracy
+
+    history: list[dict] = []
+    held, checkpointing = 0, settings.checkpointing
+    for iteration in range(1, settings.iterations + 1):
+        before, result = generator.get_state(), None
+        try:
+            result = differentiated(checkpointing)
+        except torch.cuda.OutOfMemoryError:
+            if checkpointing:
+                raise
+            log.warning("the GPU's memory does not hold all activations; they are computed again, which takes longer")
+        if result is None:  # not in the handler, which keeps what the failed attempt has allocated
+            checkpointing = True
+            generator.set_state(before)
+            result = differentiated(checkpointing)
+        marked, figures, accuracy = result
+        delta.grad /= delta.grad.square().mean().sqrt().clamp(min=TINY)
+        held = held + 1 if min(accuracy) == 1 else 0
+        done = iteration == settings.iterations or held >= settings.patience
         history.append(figures)
         if not done:
             optimiser.step()
@@ -286,7 +309,7 @@ def optimise(
         if done:
             report = {"iterations": iteration, "history": history}
             watermark = Watermark(inversion, delta.detach().clone(), mask, bits, settings, report)
-        yield State(iteration, settings.iterations, image=marked.detach(), watermark=watermark, **figures)
+        yield State(iteration, settings.iterations, image=marked, watermark=watermark, **figures)
         if done:
             return
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from onrw_core.attention import grid_size, pseudo_mask, record_rule, self_attention_loss, sharpened
+from onrw_core import attention
+from onrw_core.attention import grid_size, probabilities, pseudo_mask, record_rule, self_attention_loss, sharpened
 from onrw_core.model import AttentionMaps, Conditioning
 
 TOKENS = 7
@@ -40,6 +41,22 @@ def test_rule_follows_the_picture_size(size):
     quarter = -(-size[0] // 4) * -(-size[1] // 4)
     assert record("self", half) and record("self", quarter) and not record("self", size[0] * size[1])
     assert record("cross", quarter) and not record("cross", half) and not record("cross", quarter // 4)
+
+
+@pytest.mark.parametrize("at_once", [2**24, 1000, 1])
+def test_probabilities_averaged_over_heads(monkeypatch, at_once):
+    """All heads at once, some at a time (8 in three parts), one at a time: the same, with the same gradient."""
+    monkeypatch.setattr(attention, "AT_ONCE", at_once)
+    g = generator()
+    q, k = (torch.randn(2, 8, n, 4, generator=g, requires_grad=True) for n in (15, 11))
+    each = probabilities(q, k)
+    torch.testing.assert_close(each.sum(-1), torch.ones(2, 8, 15))
+    mean = probabilities(q, k, mean=True)
+    torch.testing.assert_close(mean, each.mean(1, keepdim=True))
+    weights = torch.randn(mean.shape, generator=g)
+    expected = torch.autograd.grad((each.mean(1, keepdim=True) * weights).sum(), (q, k))
+    for found, wanted in zip(torch.autograd.grad((mean * weights).sum(), (q, k)), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_grid_size_undoes_striding():

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -197,10 +198,36 @@ def test_maps_pass_checkpointing_with_their_gradient(parts):
     assert all(p.grad is None and not p.requires_grad for p in model.unet.parameters())
 
 
+def test_recomputing_block_by_block_keeps_probes_and_gradient(parts):
+    model, _, encode = parts
+    positive, sigma = encode("a cat"), torch.tensor(1.0)
+    control = AttentionControl(record_rule((16, 16)), mean=True)
+    _, reference = model.denoise(noise(seed=1), sigma, [positive], control)
+    calls = []
+    block = next(m for m in model.unet.modules() if type(m).__name__ == "BasicTransformerBlock")
+    hook = block.norm1.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+
+    def gradient(context) -> torch.Tensor:
+        x = noise().requires_grad_()
+        with context():
+            (x0,), maps = model.denoise(x, sigma, [positive], control)
+        assert {m.shape[1] for m in (*maps.self_attention.values(), *maps.cross_attention.values())} == {1}
+        (x0.square().mean() + 1e3 * self_attention_loss(maps, reference)).backward()
+        return x.grad
+
+    plain = gradient(nullcontext)
+    once = len(calls)
+    torch.testing.assert_close(gradient(model.recomputing), plain)
+    assert once == 1 and len(calls) == 3
+    hook.remove()
+    assert not model._recomputing and "forward" not in block.__dict__
+
+
 def test_checkpointed_decoding_computes_each_block_again_and_gives_the_same_gradient(parts):
     _, autoencoder, _ = parts
-    decoder, calls = autoencoder.vae.decoder, []
-    hooks = [b.register_forward_pre_hook(lambda *_, i=i: calls.append(i)) for i, b in enumerate(decoder.up_blocks)]
+    calls = []
+    blocks = [m for m in autoencoder.vae.decoder.modules() if type(m).__name__ == "ResnetBlock2D"]
+    hooks = [b.norm1.register_forward_pre_hook(lambda *_, i=i: calls.append(i)) for i, b in enumerate(blocks)]
     latent = noise(1, autoencoder.channels, 8, 8)
 
     def gradient(decode) -> torch.Tensor:
@@ -210,8 +237,9 @@ def test_checkpointed_decoding_computes_each_block_again_and_gives_the_same_grad
 
     plain = gradient(autoencoder.decode)
     torch.testing.assert_close(gradient(autoencoder.decode_checkpointed), plain)
-    assert calls == [0, 1, 0, 1, 1, 0]  # without, with, and again in the backward pass
-    assert not decoder.gradient_checkpointing
+    without, first, again = calls[: len(blocks)], calls[len(blocks) : -len(blocks)], calls[-len(blocks) :]
+    assert without == first == again[::-1] and sorted(again) == list(range(len(blocks)))
+    assert not any("forward" in block.__dict__ for block in blocks)
     for hook in hooks:
         hook.remove()
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from onrw_core import optimise as optimise_module
 from onrw_core.attacks import training_mix
 from onrw_core.compose import Composer
 from onrw_core.constrained import Constraint, denoise, marked_branch, original_branch, perturbed
@@ -122,6 +123,26 @@ def test_checkpointing_changes_memory_not_the_result(parts, extractor, bits):
     recomputed = optimised(parts, replace(settings, checkpointing=True), extractor, bits)
     assert torch.allclose(plain.watermark.delta, recomputed.watermark.delta, atol=1e-5)
     assert plain.attention_loss > 0
+
+
+def test_out_of_memory_makes_it_recompute(parts, extractor, bits, monkeypatch, caplog):
+    settings = replace(SETTINGS, iterations=2, attention_weight=80.0)
+    expected = optimised(parts, replace(settings, checkpointing=True), extractor, bits)
+    real = optimise_module.marked_branch
+
+    def small_card(*args, checkpointing, **kwargs):
+        if not checkpointing:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(*args, checkpointing=checkpointing, **kwargs)
+
+    monkeypatch.setattr(optimise_module, "marked_branch", small_card)
+    found = optimised(parts, settings, extractor, bits)
+    assert torch.equal(found.watermark.delta, expected.watermark.delta)  # the attacks are drawn as if nothing had been
+    assert caplog.text.count("memory") == 1
+
+    monkeypatch.setattr(optimise_module, "marked_branch", lambda *args, **kwargs: small_card(checkpointing=False))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        optimised(parts, settings, extractor, bits)
 
 
 def test_attention_constraint_holds_the_layout(parts, extractor, bits):

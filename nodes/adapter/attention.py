@@ -13,6 +13,7 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch, optimized_attention
 from torch import Tensor
 
+from ...onrw_core.attention import probabilities
 from ...onrw_core.model import AttentionControl, AttentionMaps
 
 __all__ = ["differentiable", "with_control"]
@@ -82,6 +83,7 @@ def _patch(
     shape: torch.Size,
     tokens: int,
 ) -> Callable:
+    owners: dict[str, list[int]] = {}
     layer = "_".join(str(part) for part in block)
     recorded = maps.self_attention if kind == "self" else maps.cross_attention
     injected = control.inject.self_attention.get(layer) if control.inject is not None and kind == "self" else None
@@ -99,23 +101,21 @@ def _patch(
             return out
         start = shape[0] * extra["cond_or_uncond"].index(0)
         rows = slice(start, start + shape[0])
-        if layer not in recorded and control.record(kind, q.shape[1]):
-            probabilities = _probabilities(q[rows], k[rows], extra["n_heads"])
-            if kind == "cross" and probabilities.shape[-1] != tokens:
-                probabilities = probabilities.unflatten(-1, (-1, tokens)).sum(-2)
-            recorded[layer] = probabilities
+        # ComfyUI may evaluate a prompt in parts, each with options of its own: the first part counts. When it is
+        # computed again in the backward pass, it has to do again what it did.
+        first = owners.setdefault(layer, extra["cond_or_uncond"]) is extra["cond_or_uncond"]
+        if first and control.record(kind, q.shape[1]):
+            heads = (t[rows].unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for t in (q, k))
+            found = probabilities(*heads, control.mean)
+            if kind == "cross" and found.shape[-1] != tokens:
+                found = found.unflatten(-1, (-1, tokens)).sum(-2)
+            recorded.setdefault(layer, found)
             maps.sizes[layer] = (height, width)
         if injected is not None:
             out = torch.cat([out[:start], _attend(injected, v[rows]).to(out), out[rows.stop :]])
         return out
 
     return attention
-
-
-def _probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)) in float32: (B, N, heads * d) and (B, M, heads * d) -> (B, heads, N, M)."""
-    q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (q, k))
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _attend(probabilities: Tensor, v: Tensor) -> Tensor:

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ...onrw_core.fingerprint import fingerprint
 from ...onrw_core.model import Autoencoder
+from ...onrw_core.recompute import outermost, recomputed
 
 __all__ = ["ComfyAutoencoder"]
+
+BLOCKS = ("ResnetBlock", "AttnBlock", "Upsample")
 
 
 class ComfyAutoencoder(Autoencoder):
@@ -60,3 +63,10 @@ class ComfyAutoencoder(Autoencoder):
         z = self.model.process_latent_out(latents).to(self.vae.device, self.vae.vae_dtype)
         images = (self.network.decode(z).float() * self.scale + self.offset).to(latents.device)
         return images.clamp(0, 1) if self.clamped else images
+
+    def decode_checkpointed(self, latents: Tensor) -> Tensor:
+        blocks = list(outermost(self.network, BLOCKS))
+        if not blocks:
+            return super().decode_checkpointed(latents)
+        with recomputed(blocks):
+            return self.decode(latents)

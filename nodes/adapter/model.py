@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import comfy.conds
@@ -19,10 +20,13 @@ from torch import Tensor
 
 from ...onrw_core.fingerprint import fingerprint
 from ...onrw_core.model import AttentionControl, AttentionMaps, Conditioning, DiffusionModel
+from ...onrw_core.recompute import outermost, recomputed
 from .attention import differentiable, with_control
 from .conditioning import ComfyConditioning
 
 __all__ = ["ComfyModel"]
+
+BLOCKS = ("ResBlock", "BasicTransformerBlock")
 
 
 class ComfyModel(DiffusionModel):
@@ -93,6 +97,10 @@ class ComfyModel(DiffusionModel):
             model_options=options,
         )
         return x0.to(x), maps
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        """See `DiffusionModel.recomputing`."""
+        return recomputed(outermost(self.unet, BLOCKS))
 
     def _timestep(self, x: Tensor, sigma: Tensor) -> Tensor:
         return torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(len(x))

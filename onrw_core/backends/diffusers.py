@@ -8,17 +8,18 @@ output becomes ``x0_hat = x - sigma * eps``, or ``x0_hat = x / (1 + sigma^2) - v
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..fingerprint import fingerprint
 from ..model import AttentionControl, AttentionMaps, Autoencoder, Conditioning, DiffusionModel
 from ..ode import latent_scale, sigmas_from_alphas_cumprod
+from ..recompute import outermost, recomputed
 from .diffusers_attention import controlled
 
 __all__ = ["DiffusersAutoencoder", "DiffusersModel", "DiffusersPrompts", "from_pipeline"]
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 UNCONDITIONAL_WORDS = ""
+UNET_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
+VAE_BLOCKS = ("ResnetBlock2D", "Attention", "Upsample2D")
 
 
 class DiffusersModel(DiffusionModel):
@@ -59,6 +62,7 @@ class DiffusersModel(DiffusionModel):
         self.sigmas = sigmas_from_alphas_cumprod(alphas_cumprod)
         self.name = name or f"diffusers-{prediction}-{fingerprint(unet.state_dict(), config)}"
         self._log_sigmas = self.sigmas.log()
+        self._recomputing = False
 
     def timestep(self, sigma: Tensor | float) -> int:
         """The trained timestep whose sigma is nearest, in log sigma."""
@@ -75,12 +79,23 @@ class DiffusersModel(DiffusionModel):
         scale = latent_scale(sigma).to(x)
         z = (x / scale).to(dtype).repeat(count, 1, 1, 1)
         embeddings = torch.cat([c.embeddings.to(z).expand(batch, -1, -1) for c in conditionings])
-        with controlled(self.unet, control, batch, tuple(x.shape[-2:])) as maps:
+        probes = partial(controlled, self.unet, control, batch, tuple(x.shape[-2:]))
+        blocks = outermost(self.unet, UNET_BLOCKS) if self._recomputing else ()
+        with probes() as maps, recomputed(blocks, probes):
             raw = self.unet(z, self.timestep(sigma), encoder_hidden_states=embeddings, return_dict=False)[0]
         raw = raw.to(x.dtype).chunk(count)
         if self.prediction == "v":
             return [x / scale**2 - v * (sigma / scale) for v in raw], maps
         return [x - sigma * eps for eps in raw], maps
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """See `DiffusionModel.recomputing`."""
+        before, self._recomputing = self._recomputing, True
+        try:
+            yield
+        finally:
+            self._recomputing = before
 
 
 class DiffusersAutoencoder(Autoencoder):
@@ -117,16 +132,9 @@ class DiffusersAutoencoder(Autoencoder):
         return self.vae.decode(z, return_dict=False)[0].float() / 2 + 0.5
 
     def decode_checkpointed(self, latents: Tensor) -> Tensor:
-        """Block by block, so that activations of one block are held at a time; the last, at full size, has the most."""
-        decoder = self.vae.decoder
-        if not hasattr(decoder, "gradient_checkpointing"):
-            return super().decode_checkpointed(latents)
-        decoder.gradient_checkpointing = True
-        decoder._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        try:
+        """Block by block; the last ones, at full size, have the most activations."""
+        with recomputed(outermost(self.vae, VAE_BLOCKS)):
             return self.decode(latents)
-        finally:
-            decoder.gradient_checkpointing = False
 
 
 class DiffusersPrompts:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import grid_size
+from ..attention import grid_size, probabilities
 from ..model import AttentionControl, AttentionMaps
 from . import ensure_torchvision
 
@@ -84,8 +84,10 @@ class _Probe:
         cross = encoder_hidden_states is not None
         if self.control.record("cross" if cross else "self", tokens):
             context = encoder_hidden_states if cross else hidden_states
-            probabilities = _probabilities(attn, hidden_states[: self.batch], context[: self.batch])
-            (self.maps.cross_attention if cross else self.maps.self_attention)[self.name] = probabilities
+            query = attn.to_q(hidden_states[: self.batch]).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            key = attn.to_k(context[: self.batch]).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            recorded = self.maps.cross_attention if cross else self.maps.self_attention
+            recorded[self.name] = probabilities(query, key, self.control.mean)
             self.maps.sizes[self.name] = grid_size(tokens, self.size)
         injected = None
         if self.control.inject is not None and not cross:
@@ -102,13 +104,6 @@ class _Probe:
             return output
         rest = self.original(attn, hidden_states[self.batch :], None, attention_mask, temb, **kwargs)
         return torch.cat([output, rest])
-
-
-def _probabilities(attn: Attention, hidden_states: Tensor, context: Tensor) -> Tensor:
-    """(B, heads, N, M), float32."""
-    query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-    key = attn.head_to_batch_dim(attn.to_k(context))
-    return attn.get_attention_scores(query, key).float().unflatten(0, (-1, attn.heads))
 
 
 def _attend(attn: Attention, hidden_states: Tensor, probabilities: Tensor) -> Tensor:

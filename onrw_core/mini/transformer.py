@@ -7,16 +7,16 @@ whether or not anything is recorded.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..attention import probabilities
 from ..model import AttentionControl, AttentionMaps
 
-__all__ = ["NORM_GROUPS", "Attention", "AttentionProbe", "SpatialTransformer", "probabilities"]
+__all__ = ["NORM_GROUPS", "Attention", "AttentionProbe", "SpatialTransformer"]
 
 NORM_GROUPS = 32
 FEED_FORWARD_MULTIPLE = 4
@@ -44,7 +44,7 @@ class AttentionProbe:
             injected = self.control.inject.self_attention.get(name)
         if self.control.record(kind, q.shape[2]):
             maps = self.maps.self_attention if kind == "self" else self.maps.cross_attention
-            maps[name] = injected if injected is not None else probabilities(q[: self.rows], k[: self.rows])
+            maps[name] = self._recorded(q[: self.rows], k[: self.rows], injected)
             self.maps.sizes[name] = size
         if injected is not None:
             if injected.shape[1:] != (q.shape[1], q.shape[2], k.shape[2]):
@@ -56,10 +56,10 @@ class AttentionProbe:
             out = torch.cat([replaced, out[self.rows :]])
         return out
 
-
-def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) in float32."""
-    return (q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+    def _recorded(self, q: Tensor, k: Tensor, injected: Tensor | None) -> Tensor:
+        if injected is None:
+            return probabilities(q, k, self.control.mean)
+        return injected.mean(1, keepdim=True) if self.control.mean else injected
 
 
 class Attention(nn.Module):

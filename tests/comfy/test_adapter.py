@@ -1,5 +1,7 @@
 """The adapter in ComfyUI's own process: models and prompts prepared by ComfyUI, differentiated by the core."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
@@ -67,6 +69,7 @@ def test_gradients_maps_and_an_untouched_model(case, adapter, core, stock):
     keys, options = set(model.model.state_dict()), repr(model.model_options)
     said, null = adapter.from_comfy(positive, adapter.POSITIVE), adapter.from_comfy(negative, adapter.NEGATIVE)
     everything = from_core.AttentionControl(lambda kind, tokens: True)
+    averaged = from_core.AttentionControl(lambda kind, tokens: True, mean=True)
 
     def work(network, autoencoder):
         assert autoencoder is None
@@ -89,6 +92,17 @@ def test_gradients_maps_and_an_untouched_model(case, adapter, core, stock):
 
         again, _ = recompute(call, x, use_reentrant=False)
         torch.testing.assert_close(torch.autograd.grad(again.square().sum(), x)[0], gradient, rtol=1e-5, atol=1e-6)
+
+        def with_maps(context):
+            with context:
+                out, maps = network.guided(x, SIGMA, said, null, GUIDANCE, averaged)
+            assert {m.shape[1] for m in maps.self_attention.values()} == {1}
+            loss = out.square().sum() + sum(m.square().sum() for m in maps.self_attention.values())
+            return torch.autograd.grad(loss, x)[0]
+
+        found, wanted = with_maps(network.recomputing()), with_maps(nullcontext())
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        assert not any("forward" in module.__dict__ for module in network.unet.modules())
 
         (x0, x0_null), _ = network.denoise(x, SIGMA, [said, null])
         torch.testing.assert_close(x0_null + GUIDANCE * (x0 - x0_null), plain, rtol=1e-4, atol=1e-4)
@@ -139,6 +153,11 @@ def test_autoencoder_without_clamp_equals_vae_decode_inside(checkpoint, prompts,
     def work(network, autoencoder):
         decoded = autoencoder.decode(z.clone())
         torch.testing.assert_close(autoencoder.encode(image.movedim(-1, 1)), latent, rtol=1e-4, atol=1e-4)
+        own, recomputing = (
+            torch.autograd.grad(decode(start := z.clone().requires_grad_()).square().sum(), start)[0]
+            for decode in (autoencoder.decode, autoencoder.decode_checkpointed)
+        )
+        torch.testing.assert_close(recomputing, own)
         autoencoder.clamped = True
         torch.testing.assert_close(autoencoder.decode(z.clone()), expected.clone())
         return decoded
