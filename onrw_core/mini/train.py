@@ -1,4 +1,4 @@
-"""Training of the embedded model: autoencoder, then UNet with text encoder, and the foreign autoencoder.
+"""Training of the embedded model: autoencoder, then UNet with text encoder; their refinements; the foreign autoencoder.
 
 The same function runs on a CPU and on a GPU, resumes from its checkpoints, and leaves weight files, logs and picture
 sheets in one folder. ``onrw train mini`` calls it.
@@ -17,13 +17,15 @@ from .autoencoder import PatchAutoencoder
 from .data import PhotoSet, load_photos
 from .loop import Budget
 from .train_autoencoder import train_autoencoder
+from .train_decoder import train_decoder
+from .train_grounding import train_grounding
 from .train_unet import train_unet
-from .weights import AUTOENCODER_FILE, FOREIGN_FILE, export_module, load_autoencoder
+from .weights import AUTOENCODER_FILE, FOREIGN_FILE, export_module, load_autoencoder, load_text, load_unet
 
 __all__ = ["STAGES", "add_arguments", "run", "train"]
 
 log = logging.getLogger(__name__)
-STAGES = ("autoencoder", "unet", "all", "foreign")
+STAGES = ("autoencoder", "unet", "all", "decoder", "grounding", "foreign")
 STOP_FILE = "STOP"
 AUTOENCODER_SHARE = 0.15  # of the budget of stage "all"
 # Smaller, with another number of channels and other depths: not the code that the marking went through.
@@ -50,7 +52,8 @@ def train(
         photos: Folder with photos and ``captions.tsv`` (file<TAB>caption); shorter sides of 288 px or more.
         out: Folder for checkpoints, logs, sheets, caches and the exported weight files. Creating a file ``STOP`` in it
             ends training cleanly after the running step.
-        stage: "autoencoder", "unet", "all" (both) or "foreign".
+        stage: "autoencoder", "unet", "all" (both); "decoder" and "grounding", which refine what these two left in
+            `out`; or "foreign".
         seed: Decides initial weights and every random draw; with ``steps`` as the budget a run is reproducible.
         steps: Budget in optimiser steps (of both together in stage "all").
         minutes: Budget in minutes, counted over all resumptions.
@@ -58,7 +61,7 @@ def train(
 
     Raises:
         ValueError: unknown stage, no budget, or no captions.
-        FileNotFoundError: photos are missing, or stage "unet" without a trained autoencoder in `out`.
+        FileNotFoundError: photos are missing, or `out` lacks the trained weights that a stage builds on.
     """
     if stage not in STAGES:
         raise ValueError(f"stage is {stage!r}; choose one of {', '.join(STAGES)}")
@@ -79,10 +82,21 @@ def train(
     if stage == "unet" or (stage == "all" and not (out / STOP_FILE).exists()):
         # The exported half-precision weights make the latents, so that the UNet sees what users will encode.
         model = load_autoencoder(out, device)
-        name = fingerprint(model.state_dict(), model.config)
+        # A refined decoder leaves the latents as they are.
+        encoder = {key: value for key, value in model.state_dict().items() if "decoder" not in key}
+        name = fingerprint(encoder, model.config)
         train_unet(
             whole, model, name, out, seed=seed, budget=budget(1 - share if stage == "all" else 1.0), device=device
         )
+    if stage == "decoder":
+        model = train_decoder(load_autoencoder(out, device), whole, out, seed=seed, budget=budget(1.0), device=device)
+        export_module(model, out / AUTOENCODER_FILE, model.config)
+    if stage == "grounding":
+        tokenizer, text = load_text(out, device)
+        train_grounding(
+            load_unet(out, device), text, tokenizer, whole, load_autoencoder(out, device), out,
+            seed=seed, budget=budget(1.0), device=device,
+        )  # fmt: skip
 
 
 def _autoencoder(
