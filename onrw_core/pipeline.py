@@ -142,6 +142,7 @@ def render(
             mode=settings.composition,
             mask=mask,
             target_psnr=settings.target_psnr,
+            visibility=settings.visibility,
             luma_only=settings.luma_only,
         )
     return Rendered(composition, latent, decoded, decoded_original, mask)

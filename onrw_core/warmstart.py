@@ -6,8 +6,8 @@ attacks, and the encoder says which change of the latent comes nearest to it:
 
     delta = E(decoded + a * residual) - E(decoded)
 
-The optimisation goes on from there, through the model. One such step costs a tenth of an iteration, and all of them
-stand for about four (measured on photos of 512 pixels with the embedded model).
+The optimisation goes on from there, through the model. With the keyed extractor one such step costs a tenth of an
+iteration, and six of them stand for about four (measured on photos of 512 pixels with the embedded model).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .compose import Composer
 from .extractors.base import Extractor
 from .model import Autoencoder
 
-__all__ = ["warm_start"]
+__all__ = ["STEPS", "warm_start"]
 
-STEPS = 6
 ATTACKS = 2  # a step
+STEPS = 6
 STEP = 0.01  # root mean square of a step; composition scales the residual, so only their ratios matter
 AMPLIFIED = 4.0  # a residual of 42 dB is little beside what an encoder in half precision rounds
 STRENGTH = 0.15  # root mean square of the result, where optimisations from nothing arrive
@@ -40,6 +40,7 @@ def warm_start(
     bits: Tensor,
     mix: TrainingMix,
     generator: torch.Generator,
+    steps: int = STEPS,
 ) -> Tensor:
     """A change of the latent to begin with.
 
@@ -51,14 +52,16 @@ def warm_start(
         bits: (num_bits,) of 0/1.
         mix: What attacks are drawn from.
         generator: Draws attacks and the start.
+        steps: On the picture.
 
     Returns:
         (1, C, h, w) of root mean square `STRENGTH`, in the latent's unit-variance scale.
     """
     height, width = composer.original.shape[-2:]
     below = decoded[..., :height, :width]
-    residual = (torch.randn(1, 1, height, width, generator=generator) * INITIAL).to(decoded).requires_grad_()
-    for _ in range(STEPS):
+    colours = 1 if composer.luma_only else decoded.shape[1]
+    residual = (torch.randn(1, colours, height, width, generator=generator) * INITIAL).to(decoded).requires_grad_()
+    for _ in range(steps):
         marked = composer(below + residual, below)
         losses = []
         for attack in mix.draw(generator, ATTACKS):

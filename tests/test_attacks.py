@@ -206,6 +206,20 @@ def test_training_mix_is_continuous_varied_and_valid(photo):
         assert item(photo, generator(9)).images.isfinite().all()
 
 
+def test_a_training_mix_can_look_at_windows(photo):
+    frame = torch.linspace(0, 1, 100 * 60).reshape(1, 1, 100, 60).expand(1, 3, 100, 60)
+    for kind in ("none", "geometric"):
+        for item in training_mix(kind, window=400).draw(generator(3), 6):
+            attacked = item(frame, generator(4))
+            assert attacked.images[0, 0].numel() <= 440  # sides are whole pixels
+    (item,) = training_mix("none", window=400).draw(generator(3))
+    attacked = item(frame, generator(4))
+    x, y = attacked.geometry.apply(torch.tensor([[0.5, 0.5]], dtype=torch.float64))[0].tolist()
+    corner = frame[0, 0, int(y), int(x)]
+    assert (attacked.images[0, 0, 0, 0] - corner).abs() <= 0.5 / 255 + 1e-6
+    assert training_mix("none", window=10**6).draw(generator(3))[0](frame).images.shape == frame.shape
+
+
 def test_training_mix_covers_the_suites():
     """Every strength of onrw12, and of the ranges of onrw12-random, lies inside the mix."""
     ranges = {entry.name.removesuffix("-random"): entry for entry in MIX}

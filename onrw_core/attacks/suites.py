@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from .base import Attack, attack, chain, or_default, parse, uniform
+from .base import ATTACKS, Attack, Attacked, Chain, attack, chain, or_default, parse, uniform
 
 __all__ = ["MIX", "MIXES", "SUITES", "Range", "TrainingMix", "suite", "training_mix"]
 
@@ -156,16 +157,19 @@ class TrainingMix:
     Attributes:
         ranges: What is drawn, with weights.
         combined: Chance that a geometric attack is followed by one of the others, as websites do.
+        window: Pixels that are kept of what an attack leaves, at a random place; None for all.
     """
 
     ranges: tuple[Drawn, ...] = MIX
     combined: float = 0.3
+    window: int | None = None
 
     def draw(self, generator: torch.Generator | None, count: int = 1) -> list[Attack]:
         """Draw `count` attacks, of different kinds as far as there are enough."""
         generator = or_default(generator)
         picked = _pick(self.ranges, count, generator)
-        return [self._combine(entry, generator) for entry in picked]
+        drawn = [self._combine(entry, generator) for entry in picked]
+        return drawn if self.window is None else [_Window(str(one), 0.0, (one,), self.window) for one in drawn]
 
     def _combine(self, entry: Drawn, generator: torch.Generator) -> Attack:
         first = entry.draw(generator)
@@ -173,6 +177,22 @@ class TrainingMix:
         if entry.name not in GEOMETRIC or not others or uniform(0, 1, generator) >= self.combined:
             return first
         return chain([first, _pick(others, 1, generator)[0].draw(generator)])
+
+
+@dataclass(frozen=True)
+class _Window(Chain):
+    """An attack of which only so many pixels are looked at."""
+
+    pixels: int = 0
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Attacked:
+        result = super().__call__(images, generator)
+        area = result.images.shape[-2] * result.images.shape[-1]
+        if area <= self.pixels:
+            return result
+        share = max(self.pixels / area, ATTACKS["crop-random"].low)
+        part = attack("crop-random", share)(result.images, generator)
+        return Attacked(part.images, result.geometry @ part.geometry)
 
 
 # Which kinds of `MIX` an optimisation sees, by name; "regeneration" has those that a model makes beside them.
@@ -187,13 +207,14 @@ MIXES = {
 }
 
 
-def training_mix(name: str = "all", made: Sequence[Drawn] = ()) -> TrainingMix:
+def training_mix(name: str = "all", made: Sequence[Drawn] = (), window: int | None = None) -> TrainingMix:
     """One of `MIXES`: "all", "regeneration" (all, and a model that makes the picture anew), "geometric" (crops, turns,
     sizes), "upright" (all but turns and distortions), "values" (JPEG, noise, tones) or "none".
 
     Args:
         name: Which.
         made: What a model makes, see `onrw_core.regeneration`; "regeneration" alone takes it.
+        window: Pixels that are kept of what an attack leaves, at a random place; None for all.
 
     Raises:
         ValueError: Unknown name, or "regeneration" without a model.
@@ -203,7 +224,7 @@ def training_mix(name: str = "all", made: Sequence[Drawn] = ()) -> TrainingMix:
     if name == REGENERATION and not made:
         raise ValueError(f"attack mix {name!r} needs attacks that a model makes")
     kinds = tuple(entry for entry in MIX if entry.name in MIXES[name])
-    return TrainingMix((*kinds, *made) if name == REGENERATION else kinds)
+    return TrainingMix((*kinds, *made) if name == REGENERATION else kinds, window=window)
 
 
 def _pick(ranges: tuple[Drawn, ...], count: int, generator: torch.Generator) -> list[Drawn]:

@@ -2,15 +2,16 @@
 
 Each gets what its interface needs. The block methods number their blocks along the rows of the marked picture, so a
 picture of another size is brought back to the original's before they read it: they are told the original size, and
-ONRW is not. RivaGAN reads any size, and is only helped where its package refuses pictures below 256 x 256. None has a
-presence statistic; the match with the known message serves in its place, which favours them. Pictures that a package
-refuses count as half of the bits right.
+ONRW is not. RivaGAN averages over all positions and reads any size; its package refuses pictures below 256 x 256, and
+is given those repeated, which leaves the average what it was. None has a presence statistic; the match with the known
+message serves in its place, which favours them. Pictures that a package refuses count as half of the bits right.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import math
 import multiprocessing
 import time
 from types import ModuleType
@@ -62,8 +63,7 @@ class InvisibleWatermark(System):
         return _picture(encoder.encode(_bgr(photo.image), self.method)), {}
 
     def read(self, image: Tensor, original_size: tuple[int, int]) -> Outcome:
-        if self.method != "rivaGan" or image[0].numel() < SMALLEST:
-            image = _resized(image, original_size)
+        image = _repeated(image) if self.method == "rivaGan" else _resized(image, original_size)
         start = time.perf_counter()
         try:
             bits = self._decoder("bits", self.num_bits).decode(_bgr(image), self.method)
@@ -148,6 +148,12 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[
         0
     ].clamp(0, 1)
+
+
+def _repeated(image: Tensor) -> Tensor:
+    """The picture beside itself as often as it takes to have `SMALLEST` pixels."""
+    times = math.ceil(math.sqrt(SMALLEST / image[0].numel()))
+    return image.repeat(1, times, times)
 
 
 def _vector(bits: Any) -> Tensor | None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..attacks import training_mix
 from ..attention import record_rule, self_attention_loss
 from ..compose import Composer
 from ..constrained import perturbed
-from ..extractors.base import Extractor
+from ..extractors.base import TEMPERATURE, Extractor
 from ..model import AttentionControl, AttentionMaps, Autoencoder, DiffusionModel
 from ..ode import euler
 from ..trajectory import Inversion
@@ -73,7 +74,8 @@ def published_loop(
         (attack,) = mix.draw(generator, 1)
         attacked = attack(marked, generator)
         # The paper's loss, whatever the extractor's own is.
-        message_loss = Extractor.loss_and_logits(extractor, attacked.images, bits, attacked.geometry)[0].mean()
+        logits = TEMPERATURE * extractor.logits(attacked.images, attacked.geometry)
+        message_loss = F.binary_cross_entropy_with_logits(logits, bits.to(logits).expand_as(logits))
         attention_loss = torch.stack(
             [self_attention_loss(m, r) for m, r in zip(maps, reference, strict=True)]
         ).mean()

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ..geometry import Geometry
 
-__all__ = ["Extractor"]
+__all__ = ["TEMPERATURE", "WINDOW", "Extractor"]
 
 TEMPERATURE = 10.0  # of the message loss, arXiv 2601.17388
+BOUND = 0.7  # of the generalised cross-entropy, between 0 (cross-entropy) and 1 (share of wrong bits)
+WINDOW = 192 * 192  # pixels: many times what a decoder sees from one position, and half a second of one core
 
 
 class Extractor(ABC):
@@ -21,10 +23,13 @@ class Extractor(ABC):
     Attributes:
         name: Short name, e.g. "keyed".
         num_bits: Raw bits in the mark.
+        window: Pixels that an optimisation shows it at once, at random places; None for whole pictures. For networks
+            that average over all positions: they read a part as they read the whole, and cost by the pixel.
     """
 
     name: str
     num_bits: int
+    window: int | None = None
 
     def to(self, device: str | torch.device) -> Extractor:
         """Move the networks in it, if there are any; patterns follow the images."""
@@ -51,8 +56,9 @@ class Extractor(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Message loss per image, (B,), and the soft bits, (B, num_bits), from one reading.
 
-        The loss is the cross-entropy of the logits at temperature 10 (arXiv 2601.17388). An extractor with a better
-        one has it here.
+        The loss is the generalised cross-entropy, (1 - p^q) / q, of the probability p of the right bit at temperature
+        10 (arXiv 2601.17388; arXiv 1805.07836). It is bounded: bits that an attack puts out of reach do not drown
+        those that can still be won. An extractor with a better one has it here.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -60,9 +66,8 @@ class Extractor(ABC):
             geometry: See `logits`.
         """
         logits = self.logits(images, geometry)
-        target = bits.to(logits).expand_as(logits)
-        loss = F.binary_cross_entropy_with_logits(TEMPERATURE * logits, target, reduction="none").mean(1)
-        return loss, logits
+        right = F.logsigmoid(TEMPERATURE * (2 * bits.to(logits) - 1) * logits)  # logarithm of p
+        return -torch.expm1(BOUND * right).mean(1) / BOUND, logits
 
     def loss(self, images: Tensor, bits: Tensor, geometry: Geometry | None = None) -> Tensor:
         """Message loss per image, (B,); see `loss_and_logits`."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import Geometry
-from .base import Extractor
+from .base import WINDOW, Extractor
 from .errors import ExtractorError
 
 __all__ = ["HiddenExtractor", "hidden_state"]
@@ -37,6 +37,8 @@ class HiddenExtractor(Extractor):
     Raises:
         ExtractorError: If a tensor is missing or the shapes do not fit together.
     """
+
+    window = WINDOW
 
     def __init__(self, state: Mapping[str, Tensor], name: str = "hidden") -> None:
         self.name = name

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import Geometry
-from .base import Extractor
+from .base import WINDOW, Extractor
 from .errors import ExtractorError
 
 __all__ = ["RivaganExtractor", "onnx_tensors", "rivagan_file"]
@@ -52,6 +52,7 @@ class RivaganExtractor(Extractor):
     """
 
     name = "rivagan"
+    window = WINDOW
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         self._bits = _stack(state, "_conv", last_norm=False)
