@@ -120,6 +120,12 @@ COMMANDS = (
         "onrw bench speed",
     ),
     Command(
+        ("bench", "memory"),
+        ".bench.footprint",
+        "work out how much GPU memory Stable Diffusion needs, without a GPU",
+        "onrw bench memory --preset paper --steps 10 20",
+    ),
+    Command(
         ("bench", "nulltext"),
         ".bench.nulltext",
         "measure what null-text inversion gains",

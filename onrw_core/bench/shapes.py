@@ -10,7 +10,7 @@ import torch
 from ..commands.models import Loaded
 from ..model import Conditioning
 
-__all__ = ["SHAPES", "random_model"]
+__all__ = ["SHAPES", "TOKENS", "noise_schedule", "random_model", "random_networks"]
 
 TOKENS = 77
 SD15 = {
@@ -41,6 +41,28 @@ VAE = {
 BETAS = (0.00085, 0.012, 1000)  # of the "scaled linear" schedule
 
 
+def random_networks(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """UNet and VAE of one of `SHAPES`, on torch's default device, from its global generator."""
+    from ..backends import ensure_torchvision
+
+    ensure_torchvision()
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return UNet2DConditionModel(**SHAPES[name]), AutoencoderKL(**VAE)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def noise_schedule() -> torch.Tensor:
+    """alphas_cumprod of Stable Diffusion, (1000,)."""
+    low, high, count = BETAS
+    betas = torch.linspace(low**0.5, high**0.5, count, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0).float()
+
+
 def random_model(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> Loaded:
     """One of `SHAPES` as a model with autoencoder; every prompt has the same random embedding.
 
@@ -50,20 +72,12 @@ def random_model(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> L
         dtype: Of the weights.
         seed: Of the weights.
     """
-    from ..backends import ensure_torchvision
-
-    ensure_torchvision()
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
     from ..backends.diffusers import DiffusersAutoencoder, DiffusersModel
 
     torch.manual_seed(seed)  # diffusers draws from the global generator
     with torch.device(device):
-        unet = UNet2DConditionModel(**SHAPES[name]).to(dtype)
-        vae = AutoencoderKL(**VAE).to(dtype)
-    low, high, count = BETAS
-    betas = torch.linspace(low**0.5, high**0.5, count, dtype=torch.float64) ** 2
-    model = DiffusersModel(unet, (1 - betas).cumprod(0).float(), name=name)
+        unet, vae = random_networks(name, dtype)
+    model = DiffusersModel(unet, noise_schedule(), name=name)
     width = SHAPES[name]["cross_attention_dim"]
     embedding = torch.randn(1, TOKENS, width, generator=torch.Generator().manual_seed(seed)).to(device)
     prompt = Conditioning(embedding, content=tuple(range(1, TOKENS - 1)))
