@@ -22,8 +22,8 @@ __all__ = ["HALF", "coefficients", "fold", "half_tiles", "shifted", "tile_grid"]
 HALF = TILE // 2
 
 # Amplitudes of the folded tiles of photographs, their local spectra flattened, go with about this power of the
-# frequency. The reader divides it out, so that no part of the band drowns the others.
-HOST_SLOPE = -0.6
+# frequency, beside those of marks. The reader divides it out, so that no part of the band drowns the others.
+HOST_SLOPE = -1.0
 
 
 @lru_cache(maxsize=4)

@@ -101,7 +101,7 @@ def polished(tiles: Tensor, centres: Tensor, sync: Tensor, perspective: bool = F
         if length < MIN_STEP:
             break
         parameters = parameters + step * min(1.0, MAX_STEP / length)
-    # The log-likelihood of J is its square over twice the variance, which is the sum of the tiles' energy per dimension.
+    # The log-likelihood of J is its square over twice its variance, the tiles' energy per dimension.
     variance = float(tiles.square().sum()) / tiles.shape[1]
     first = max(first, 0.0)
     if best_value**2 - first**2 < 2 * variance * len(fields):

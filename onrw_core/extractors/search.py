@@ -42,7 +42,8 @@ RADIUS_STEP = 0.006  # of the logarithm
 REFINED = 32  # candidates per level
 BLOCK = 8  # cells of the log-polar map
 NEIGHBOURHOOD = 21  # bins over which the spectrum is flattened
-CLIP = 3.0
+CLIP = 9.0  # of the flattened power
+TAPER = 0.1  # of a side, that fades at each end; of a small crop, more would throw too much away
 MIN_FREQUENCIES = 40  # lattice frequencies (of 182) that must lie inside the spectrum
 ASPECTS = (1.0, 0.98, 1.02, 0.96, 1.04, 0.94, 1.06, 0.92, 1.08, 0.9, 1.1)
 
@@ -87,14 +88,19 @@ def _flattened(y: Tensor) -> Tensor:
     mask = flat_mask(y)
     w = flatten_spectrum(whiten(y, mask))[0, 0]
     w = w if mask is None else w * mask[0, 0]
-    window = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
-    half = torch.fft.rfft2(w * window, s=(n, n)).abs().square()
+    half = torch.fft.rfft2(w * _taper(height)[:, None] * _taper(width), s=(n, n)).abs().square()
     power = torch.fft.fftshift(_full(half, n))[None, None]
     mean = power
     for _ in range(2):  # rows, then, transposed, columns
         mean = F.pad(mean, (NEIGHBOURHOOD // 2, NEIGHBOURHOOD // 2, 0, 0), mode="circular")
         mean = F.avg_pool2d(mean, (1, NEIGHBOURHOOD), stride=1).transpose(-1, -2).contiguous()
-    return (power / (mean + 1e-12)).clamp(max=CLIP**2).sqrt()[0, 0]
+    return (power / (mean + 1e-12)).clamp(max=CLIP)[0, 0]
+
+
+def _taper(length: int) -> Tensor:
+    """A window along a line that rises and falls as cosines do."""
+    edge = (torch.arange(length) + 0.5) / (TAPER * length)
+    return 0.5 - 0.5 * torch.minimum(edge, edge.flip(0)).clamp(max=1).mul(math.pi).cos()
 
 
 def _full(half: Tensor, n: int) -> Tensor:

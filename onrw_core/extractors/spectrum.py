@@ -30,7 +30,7 @@ SIDE = 32  # pixels; the band of the mark is waves of 1 to 5.4 cycles a block
 HOP = SIDE // 2
 ALL = SIDE // 2 + 1  # waves along a line
 BAND = 9  # of them, which hold the band of the mark, spread by the window
-POWER = 0.8  # p
+POWER = 0.9  # p
 LEAST = 1e-3  # of a block's mean power, that no frequency goes below
 STRIP = 2000  # blocks at a time, for the memory that large pictures take
 

@@ -1,9 +1,9 @@
 """Whitening: what of a picture can carry the mark, with brightness, contrast and texture strength divided out.
 
-    w = clamp(h / s) / sqrt(s),   h = y - mean(y),   s = deviation(h) + floor
+    w = clamp(h / s) / s,   h = y - mean(y),   s = deviation(h) + floor
 
-with local means and deviations over about 4 pixels. Marks are stronger in texture, but not in proportion to it: what is
-left of one in h / s falls with about the root of s, and the factor 1 / sqrt(s) is the matched filter's weight for that.
+with local means and deviations over about 4 pixels. Where s is the deviation of the noise and a mark is equally strong
+everywhere, h / s^2 is the matched filter. Marks are stronger in texture, but by much less than texture is.
 Means and deviations are taken at a quarter of the resolution
 (block average, binomial blur, linear interpolation), which costs a tenth of a Gaussian blur at full resolution.
 Pixels with weight 0 (outside of the picture, black corners, borders) take no part in any mean.
@@ -106,16 +106,16 @@ class _Whiten(torch.autograd.Function):
         u = high.mul_(gain)
         clamp = (u * u).mul_(CLAMP**-2).add_(1).rsqrt_()
         ctx.save_for_backward(u, deviation, gain, clamp, inverse, weight)
-        return _times((u * clamp).mul_(gain.sqrt()), weight)
+        return _times((u * clamp).mul_(gain), weight)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         u, deviation, gain, clamp, inverse, weight = ctx.saved_tensors
-        gradient = _times(gradient, weight).mul_(gain.pow(1.5)) if weight is not None else gradient * gain.pow(1.5)
+        gradient = _times(gain.square().mul_(gradient), weight)
         square = clamp.square()
         to_high = gradient * clamp * square
-        # w = clamp(u) sqrt(gain), u = h gain, gain = 1 / (d + floor), d^2 = S h^2 / S 1: what h does through d
-        to_square = (gradient * clamp).mul_(square.add_(0.5)).mul_(u).div_(deviation).mul_(inverse)
+        # w = clamp(u) gain, u = h gain, gain = 1 / (d + floor), d^2 = S h^2 / S 1: what h does through d
+        to_square = (gradient * clamp).mul_(square.add_(1)).mul_(u).div_(deviation).mul_(inverse)
         through = _times(_smooth_transposed(to_square), weight).mul_(u).div_(gain)
         to_high = to_high.sub_(through)
         return to_high - _times(_smooth_transposed(to_high * inverse), weight), None
