@@ -100,7 +100,7 @@ def marking_inputs() -> list[io.Input]:
             default="all",
             optional=True,
             tooltip="Which attacks are drawn. all: everything. geometric: crops, turns, sizes. values: JPEG, noise, "
-            "tones. upright: all but turns and distortions. none: no attack. regeneration: everything, and the model "
+            "tones. upright: no large turns, no distortions. none: no attack. regeneration: everything, and the model "
             "making the picture anew; slower.",
         ),
     ]

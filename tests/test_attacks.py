@@ -235,6 +235,8 @@ def test_training_mixes_hold_what_their_names_say():
     drawn = {name: {item.name for item in training_mix(name, made).draw(generator(), 60)} for name in MIXES}
     assert drawn["none"] == {"identity"} and "jpeg" in drawn["values"] and "rotation" not in drawn["values"]
     assert {"rotation", "crop-random"} <= drawn["geometric"] and not any("jpeg" in kind for kind in drawn["geometric"])
+    turns = [item.strength for item in training_mix("upright").draw(generator(), 60) if item.name == "rotation"]
+    assert turns and max(map(abs, turns)) <= 40 and not drawn["upright"] & {"perspective", "aspect"}
     with pytest.raises(ValueError, match="unknown attack mix 'hard'.*all"):
         training_mix("hard")
     with pytest.raises(ValueError, match="a model makes"):

@@ -262,7 +262,9 @@ def test_peers_read_what_they_marked(index):
     assert marked.shape == image.shape and 0 < (marked - image).abs().mean() < 0.05
     outcome = system.read(marked, (256, 256))
     assert (outcome.bits == bits).float().mean() > 0.8
-    if system.name != "DwtDct":  # smaller pictures are brought back to the original's size
+    if system.name == "RivaGAN":  # its package refuses small crops, but it reads them
+        assert (system.read(marked[:, :200, :180], (256, 256)).bits == bits).float().mean() > 0.8
+    if system.name != "DwtDct":  # other pictures are brought back to the original's size
         smaller = F.interpolate(marked[None], size=(128, 128), mode="bilinear", antialias=True)[0]
         assert system.read(smaller, (256, 256)).bits.shape == bits.shape
 

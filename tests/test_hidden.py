@@ -61,6 +61,23 @@ def test_equals_the_naive_network(decoder, size):
     torch.testing.assert_close(extractor.logits(x), decoder(normalised(x)), atol=1e-5, rtol=1e-5)
 
 
+def test_loss_is_large_for_wrong_bits_but_pulls_most_at_near_ones():
+    class Plain(HiddenExtractor):
+        num_bits = 3
+
+        def __init__(self):
+            pass
+
+        def logits(self, images, geometry=None):
+            return images.mean((2, 3))
+
+    x = torch.tensor([-2.0, -0.01, 2.0])[None, :, None, None].requires_grad_()
+    loss, logits = Plain().loss_and_logits(x, torch.ones(3, dtype=torch.int64))
+    far, near, right = torch.autograd.grad(loss.sum(), x)[0].flatten().neg().tolist()
+    assert loss.shape == (1,) and logits.shape == (1, 3) and float(Plain().loss(-x, torch.zeros(3)).detach()) > 0
+    assert near > 3 * far > 1000 * right >= 0
+
+
 def test_gradients_flow_to_the_image_only(decoder):
     x = images(1, 3, 16, 16).requires_grad_()
     extractor = HiddenExtractor(decoder.state_dict())

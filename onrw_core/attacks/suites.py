@@ -126,6 +126,8 @@ MIX = (
 )
 
 TURNING = frozenset({"rotation", "aspect", "perspective"})  # what decoders without a search cannot undo
+# What a mark for them can be made to stand, but not without being shown it often; the rest they read soon.
+UPRIGHT = (Range("rotation", -40, 40, weight=1.5), Range("resize", 0.18, 0.6, weight=2.0))
 GEOMETRIC = frozenset({"crop-random", "rotation", "resize", "aspect", "perspective"})
 
 
@@ -209,7 +211,7 @@ MIXES = {
 
 def training_mix(name: str = "all", made: Sequence[Drawn] = (), window: int | None = None) -> TrainingMix:
     """One of `MIXES`: "all", "regeneration" (all, and a model that makes the picture anew), "geometric" (crops, turns,
-    sizes), "upright" (all but turns and distortions), "values" (JPEG, noise, tones) or "none".
+    sizes), "upright" (no large turns or distortions, more small sizes), "values" (JPEG, noise, tones) or "none".
 
     Args:
         name: Which.
@@ -224,7 +226,8 @@ def training_mix(name: str = "all", made: Sequence[Drawn] = (), window: int | No
     if name == REGENERATION and not made:
         raise ValueError(f"attack mix {name!r} needs attacks that a model makes")
     kinds = tuple(entry for entry in MIX if entry.name in MIXES[name])
-    return TrainingMix((*kinds, *made) if name == REGENERATION else kinds, window=window)
+    more = {REGENERATION: tuple(made), "upright": UPRIGHT}.get(name, ())
+    return TrainingMix((*kinds, *more), window=window)
 
 
 def _pick(ranges: tuple[Drawn, ...], count: int, generator: torch.Generator) -> list[Drawn]:
