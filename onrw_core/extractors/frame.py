@@ -42,7 +42,7 @@ def straighten(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> S
     Args:
         y: Received luminance, (B, 1, H, W).
         geometry: Takes received to marked coordinates; None for unchanged.
-        limit: Where resampling is needed, only the middle of the frame, of at most this side in pixels, is drawn.
+        limit: Only the middle of the frame, of at most this side in pixels, is drawn.
 
     Returns:
         The part of the marked frame that the picture covers; differentiable in `y`.
@@ -54,7 +54,7 @@ def straighten(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> S
         linear = matrix[:2, :2]
         turned = linear.round()
         if float((linear - turned).abs().max()) < EXACT and abs(float(torch.linalg.det(turned))) == 1:
-            return _exact(y, matrix, turned)
+            return _exact(y, matrix, turned, limit)
     scale = math.sqrt(abs(float(torch.linalg.det(matrix[:2, :2]))))
     factor = int(0.5 / scale)
     if factor > 1:  # of a large picture, means of whole pixels do for the first part
@@ -72,9 +72,11 @@ def _corners(height: int, width: int) -> Tensor:
     return torch.tensor([[0, 0], [width, 0], [0, height], [width, height]], dtype=torch.float64)
 
 
-def _exact(y: Tensor, matrix: Tensor, turned: Tensor) -> Straight:
+def _exact(y: Tensor, matrix: Tensor, turned: Tensor, limit: int) -> Straight:
     """Signed permutations of the axes: flips, quarter turns and, with neither, crops."""
-    corners = _corners(*y.shape[-2:]) @ matrix[:2, :2].T + matrix[:2, 2]
+    top, left = (max(0, (side - limit) // 2) for side in y.shape[-2:])
+    y = y[..., top : top + limit, left : left + limit]
+    corners = (_corners(*y.shape[-2:]) + torch.tensor([left, top])) @ matrix[:2, :2].T + matrix[:2, 2]
     x0, y0 = corners.min(0).values.tolist()
     if turned[0, 0] == 0:  # received x runs along marked y
         y = y.transpose(-1, -2)

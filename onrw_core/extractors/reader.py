@@ -35,7 +35,7 @@ from .whitening import flat_mask, whiten
 __all__ = ["attempt_tiles", "average_tile", "read", "tile_of", "whitened"]
 
 WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in, pixels
-ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that is looked at, pixels
+ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that is looked at, first and last, pixels
 PLAIN_SIDE = 2048  # of the middle of a picture as it is, pixels
 PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
 PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
@@ -153,9 +153,9 @@ class Attempts:
             searched,
         )
 
-    def polish(self, attempt: Attempt) -> Attempt:
+    def polish(self, attempt: Attempt, limit: int = POLISH_SIDE) -> Attempt:
         """Refine an attempt's geometry; it stays as it is where that does not help."""
-        straight = self._straight(attempt.geometry, POLISH_SIDE)
+        straight = self._straight(attempt.geometry, limit)
         tiles, centres = blocks(straight.y, straight.weight)
         tiles = shifted(tiles, straight.x0, straight.y0)
         centres = centres + torch.tensor([straight.x0, straight.y0])
@@ -168,14 +168,14 @@ class Attempts:
             if float((correction.apply(centres) - centres).norm(dim=1).max()) < NEGLIGIBLE:
                 continue  # exact shifts and quarter turns stay exact, and cost no resampling
             changed = _in_frame(correction @ attempt.geometry, self.shape)
-            new = tile_of(self.y, changed, POLISH_SIDE)[0]
+            new = tile_of(self.y, changed, limit)[0]
             similarity = float(F.cosine_similarity(new, sync, dim=0))
             if similarity > cosine * GAIN:
                 geometry, tile, cosine = changed, new, similarity
         # The sync pattern was used up by the climb: its p-value stays that of the unpolished tile.
         count, log_sync = torch.tensor([attempt.count]), np.array([attempt.log_sync])
         log10_p = float(presence(tile[None], log_sync, count, self.carriers)[0])
-        still = geometry is attempt.geometry
+        still = geometry is attempt.geometry and limit == POLISH_SIDE
         return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p, still=still)
 
     def _straight(self, geometry: Geometry, limit: int) -> Straight:
@@ -238,7 +238,7 @@ def read(y: Tensor, carriers: Carriers, *, search: bool = True, fpr: float = 1e-
         attempt = attempts.attempt(geometry, weight, searched)
         tried += 1
         if attempt.log_sync < PROMISING:
-            attempt = attempts.polish(attempt)
+            attempt = attempts.polish(attempt, ATTEMPT_SIDE if searched else POLISH_SIDE)
         if best is None or attempt.total_log10_p < best.total_log10_p:
             best = attempt
         if best.total_log10_p <= CLEAR * math.log10(fpr):
