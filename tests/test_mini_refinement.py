@@ -82,6 +82,7 @@ def test_attention_outside_is_zero_inside_of_the_mask():
 
 def test_decoder_gains_structure_and_keeps_the_latent(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(train_decoder, "SIDE", 64)
+    monkeypatch.setattr(train_decoder, "FEWEST", 64)
     monkeypatch.setattr(train_decoder, "WORKING_SIZE", 80)
     monkeypatch.setattr(train_decoder, "LEARNING_RATE", 5e-3)
     out = tmp_path / "out"

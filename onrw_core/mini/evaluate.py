@@ -2,7 +2,7 @@
 
 On photos that it never saw: reconstructions, predicted noise, round trips. With the training photos at hand: whether
 samples show what their caption says, and whether the pseudo-mask finds the caption's object in photos held out of
-training. And the seconds that its calls take.
+training. On request the seconds that its calls take, which mean something on an idle machine only.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def main() -> int:
         default=Path(tempfile.gettempdir()) / "onrw_mini_classifier.pt",
         help="where the classifier of the training photos is kept (default: %(default)s)",
     )
+    parser.add_argument("--timings", action="store_true", help="measure seconds too; the machine must be idle")
     parser.add_argument("--threads", type=int, default=2, help="of the timings (default: %(default)s)")
     parser.add_argument("--card", type=Path, help="model card whose figures to replace")
     args = parser.parse_args()
@@ -125,7 +126,8 @@ def main() -> int:
         figures |= evaluate_training(
             mini, args.train_photos, args.classifier, each=args.each, guidance=args.guidance, sheet=args.sheet
         )
-    figures |= {"threads": args.threads, "seconds": timings(mini, args.weights, args.threads)}
+    if args.timings:
+        figures |= {"threads": args.threads, "seconds": timings(mini, args.weights, args.threads)}
     print(json.dumps(figures, indent=2))
     if args.card:
         fill_card(args.card, markdown(figures))

@@ -19,7 +19,7 @@ from ..metrics import ssim
 from .autoencoder import PatchAutoencoder
 from .data import PhotoSet
 from .loop import Budget, TrainingLog, cosine, save_atomic, step_generator, step_rng
-from .train_autoencoder import LATENT_NOISE, held_out_squares, reconstruction_loss, reconstruction_psnr
+from .train_autoencoder import held_out_squares, reconstruction_loss, reconstruction_psnr
 
 __all__ = ["decoder_parameters", "train_decoder"]
 
@@ -27,11 +27,12 @@ log = logging.getLogger(__name__)
 LEARNING_RATE = 4e-4
 WARMUP_STEPS = 50
 GRADIENT_LIMIT = 0.3
-SIMILARITY_WEIGHT = 2.0
+SIMILARITY_WEIGHT = 8.0
+LATENT_NOISE = 0.01  # a third of the autoencoder's: more of it teaches the decoder to mistrust fine texture
 SIDE = 128
 BATCH = 6
-SCALED_PART = 0.6  # of the crops: at the scale at which the photo's shorter side has WORKING_SIZE pixels
-WORKING_SIZE = 256
+SCALED_PART = 0.9  # of the crops: reduced until the photo's shorter side has FEWEST to WORKING_SIZE pixels
+FEWEST, WORKING_SIZE = 192, 256  # smaller is as rich in detail as a photo from a better camera at WORKING_SIZE
 CHECKPOINT_EVERY = 200
 
 
@@ -47,7 +48,8 @@ def scaled_crops(photos: PhotoSet, rng: np.random.Generator, count: int, side: i
     for k in range(count):
         photo = photos.photo(int(rng.choice(pool)))
         short = min(photo.shape[:2])
-        span = side * short // WORKING_SIZE if rng.random() < SCALED_PART else side
+        scaled = rng.random() < SCALED_PART
+        span = side * short // int(rng.integers(FEWEST, WORKING_SIZE + 1)) if scaled else side
         span = min(span, short)
         top = int(rng.integers(photo.shape[0] - span + 1))
         left = int(rng.integers(photo.shape[1] - span + 1))
@@ -106,7 +108,6 @@ def train_decoder(
             with torch.no_grad():
                 latent = model.encode(images)
                 noise = torch.randn(latent.shape, generator=step_generator(seed, step)).to(device)
-                # As strong as in the autoencoder's training, whose latent had no scale yet.
                 latent = latent + LATENT_NOISE * model.latent_scale * noise
             with torch.autocast(device.split(":")[0], torch.bfloat16):
                 output = model.decode(latent)
