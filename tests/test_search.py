@@ -149,3 +149,12 @@ def test_large_pictures_are_averaged_before_they_are_resampled(picture):
     assert straight.y.shape[-2:] == (SIZE, SIZE)
     inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
     assert (straight.y[inner] - luma(picture)[inner]).abs().mean() < 0.01
+
+
+def test_quarter_turns_of_large_pictures_are_drawn_in_the_middle():
+    y = torch.rand(1, 1, 90, 130, generator=torch.Generator().manual_seed(0))
+    turn = Geometry(torch.tensor([[0.0, -1, 90], [1, 0, 0], [0, 0, 1]], dtype=torch.float64))
+    whole, middle = straighten(y, turn), straighten(y, turn, limit=40)
+    x0, y0 = int(middle.x0 - whole.x0), int(middle.y0 - whole.y0)
+    assert middle.y.shape[-2:] == (40, 40) and (x0, y0) == (25, 45)
+    assert torch.equal(middle.y, whole.y[..., y0 : y0 + 40, x0 : x0 + 40])
