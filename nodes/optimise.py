@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..onrw_core.attacks import MIXES
 from ..onrw_core.constrained import perturbed
+from ..onrw_core.extractors.plain import MARKING
 from ..onrw_core.inversion import Inversion
 from ..onrw_core.message import Message
 from ..onrw_core.optimise import PRESETS, Settings, Watermark, optimise
@@ -24,6 +25,7 @@ from .sockets import CATEGORY, ExtractorChoice, ExtractorType, InversionType, Me
 __all__ = ["OptimizeNoiseNode", "marking_inputs", "marking_settings"]
 
 DEFAULT_PRESET = "fast"
+DEFAULT_MIX = "all"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
@@ -97,20 +99,23 @@ def marking_inputs() -> list[io.Input]:
         io.Combo.Input(
             "mix",
             options=list(MIXES),
-            default="all",
+            default=DEFAULT_MIX,
             optional=True,
-            tooltip="Which attacks are drawn. all: everything. geometric: crops, turns, sizes. values: JPEG, noise, "
-            "tones. upright: no large turns, no distortions. none: no attack. regeneration: everything, and the model "
-            "making the picture anew; slower.",
+            tooltip="Which attacks are drawn. all: everything (upright for decoders of others, which cannot undo "
+            "turns). geometric: crops, turns, sizes. values: JPEG, noise, tones. upright: no large turns, no "
+            "distortions. none: no attack. regeneration: everything, and the model making the picture anew; slower.",
         ),
     ]
 
 
-def marking_settings(preset: str, **widgets: float | str) -> Settings:
-    """The preset with the widgets that say something else."""
+def marking_settings(preset: str, extractor: ExtractorChoice, **widgets: float | str) -> Settings:
+    """The preset, as the extractor needs it, with the widgets that say something else."""
     unset = {"iterations": 0, "attacks": 0, "message_weight": -1, "image_weight": -1, "attention_weight": -1}
+    settings = PRESETS[preset]
+    if not extractor.keyed:
+        settings, unset = settings.with_(**MARKING), unset | {"mix": DEFAULT_MIX}
     changes = {name: value for name, value in widgets.items() if name not in unset or value != unset[name]}
-    return PRESETS[preset].with_(**changes)
+    return settings.with_(**changes)
 
 
 class OptimizeNoiseNode(io.ComfyNode):
@@ -168,7 +173,7 @@ class OptimizeNoiseNode(io.ComfyNode):
         mask: Tensor | None = None,
         **widgets: float | str,
     ) -> io.NodeOutput:
-        settings = marking_settings(preset, **widgets)
+        settings = marking_settings(preset, extractor, **widgets)
         originals = images.from_comfy(image)
         progress = Progress(len(originals) * settings.iterations)
         watermarks, noises, reports = [], [], []

@@ -51,6 +51,11 @@ class ExtractorChoice:
     key: Key
     allow_torchscript: bool = False
 
+    @property
+    def keyed(self) -> bool:
+        """Whether it is this library's own."""
+        return self.source == "keyed"
+
     def reader(self, num_bits: int) -> Extractor:
         """The extractor; the keyed one for marks of so many bits, where that matters."""
         return load_extractor(self.source, self.key, num_bits, self.allow_torchscript)

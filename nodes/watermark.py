@@ -90,7 +90,7 @@ class WatermarkNode(io.ComfyNode):
         mask: Tensor | None = None,
         **widgets: float | str,
     ) -> io.NodeOutput:
-        settings = marking_settings(preset, **widgets)
+        settings = marking_settings(preset, extractor, **widgets)
         if positive is None and clip is None:
             raise ValueError("positive: connect a prompt to `positive`, or a text encoder to `clip`")
         said = from_comfy(_encode(clip, prompt) if positive is None else positive, POSITIVE)

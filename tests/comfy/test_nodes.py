@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -175,7 +176,6 @@ def test_sampler_graph_draws_the_same_picture(nodes, mini, watermark, image, sto
 def test_sampler_graph_with_injected_attention_and_null_embeddings(
     nodes, mini, invert, image, extractor, message, stock
 ):
-    from dataclasses import replace
 
     (record,), *_ = invert(image[:1], method="null-text", guidance=3.0, start_sigma=1.0)
     made = nodes.OptimizeNoise(
@@ -282,7 +282,6 @@ def test_saved_inversions_load_again(nodes, inversion, files, monkeypatch):
 
 
 def test_a_controlnet_has_to_be_connected_again(nodes, mini, inversion, image, extractor, message, tmp_path):
-    from dataclasses import replace
 
     record = inversion[0][0]
     replace(record, requires_positive=True).save(tmp_path / "kept.safetensors")
@@ -310,6 +309,14 @@ def test_messages_that_do_not_fit_are_refused_before_the_run(nodes):
     assert check(kind="text", value="ONRW", num_bits="auto") is True
     assert "bits" in check(kind="text", value="x" * 100, num_bits="auto")
     assert "hexadecimal" in check(kind="hex id", value="xyz", num_bits="auto")
+
+
+def test_decoders_of_others_get_the_attacks_that_they_can_stand(pack, extractor):
+    settings = importlib.import_module(f"{pack.__name__}.nodes.optimise").marking_settings
+    theirs = replace(extractor, source="rivagan")
+    assert settings("fast", extractor, mix="all").mix == "all" and settings("fast", theirs, mix="all").mix == "upright"
+    assert settings("fast", theirs, mix="values").mix == "values" and not settings("fast", theirs).visibility
+    assert settings("fast", theirs, iterations=3).iterations == 3 and settings("fast", theirs).iterations > 3
 
 
 def test_attacks(nodes, image):
