@@ -128,9 +128,7 @@ def render(
         original = original_branch(model, autoencoder, inversion, Constraint(False, settings.inject, settings.mask))
     with torch.no_grad():
         replay = OriginalBranch(original.latent, original.decoded, [], original.inject, original.mask)
-        latent, decoded, _ = marked_branch(
-            model, autoencoder, inversion, watermark.delta, replay, space=settings.space
-        )
+        latent, decoded, _ = marked_branch(model, autoencoder, inversion, watermark.delta, replay, space=settings.space)
         height, width = working_size
         decoded = decoded[..., :height, :width]
         decoded_original = original.decoded[..., :height, :width]

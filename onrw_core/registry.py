@@ -79,9 +79,7 @@ class Registry:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise RegistryError(
-                f"registry {self.path}: no such file; it is made when the first id is registered"
-            )
+            raise RegistryError(f"registry {self.path}: no such file; it is made when the first id is registered")
         with self._open() as connection:
             kind = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -134,9 +132,7 @@ class Registry:
         Raises:
             RegistryError: If `id` is not hexadecimal, or the file cannot be written.
         """
-        entry = Entry(
-            _normal(id), _now() if time is None else time, file_hash, perceptual_hash, note, prompt_hash
-        )
+        entry = Entry(_normal(id), _now() if time is None else time, file_hash, perceptual_hash, note, prompt_hash)
         with self._open(write=True) as connection:
             connection.execute(
                 "INSERT INTO entries (id, time, file_hash, perceptual_hash, note, prompt_hash) VALUES (?,?,?,?,?,?)",
@@ -179,9 +175,7 @@ class Registry:
     @contextmanager
     def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         try:
-            connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={'rw' if write else 'ro'}", uri=True
-            )
+            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={'rw' if write else 'ro'}", uri=True)
             try:
                 with connection:
                     yield connection

@@ -100,12 +100,7 @@ def test_report_counts_what_was_read(folder, strip, capsys):
     assert robustness.run(arguments(folder, "--suite", "onrw12", "onrw12-random")) == 0
     (row,) = report_of(folder)["systems"]
     attacks = row["attacks"]
-    assert (
-        attacks["none"]["bit_accuracy"]
-        == attacks["none"]["tpr_1e-06"]
-        == attacks["none"]["message_rate"]
-        == 1
-    )
+    assert attacks["none"]["bit_accuracy"] == attacks["none"]["tpr_1e-06"] == attacks["none"]["message_rate"] == 1
     assert attacks["crop=0.1"]["bit_accuracy"] == 0.5  # too small: the system gives up
     assert attacks["crop=0.1"]["tpr_0.001"] == 0
     assert row["suites"]["onrw12"]["n"] == 24 and row["suites"]["onrw12-random"]["n"] == 24

@@ -84,7 +84,6 @@ class SlowBlocks(Blocks):
         return super().decode(Slow.apply(latents).square())
 
 
-
 def only(*names: str) -> TrainingMix:
     return TrainingMix(tuple(entry for entry in MIX if entry.name in names))
 

@@ -91,9 +91,7 @@ def test_gradients_flow_to_the_image_only(decoder):
     [
         lambda s: {"encoder_decoder": {f"module.decoder.{k}": v for k, v in s.items()}},
         lambda s: {"state_dict": s, "epoch": 3},
-        lambda s: (
-            {f"decoder.{k}": v for k, v in s.items()} | {"encoder.layers.0.layers.0.weight": torch.ones(1)}
-        ),
+        lambda s: {f"decoder.{k}": v for k, v in s.items()} | {"encoder.layers.0.layers.0.weight": torch.ones(1)},
     ],
 )
 def test_finds_the_decoder_in_checkpoints(decoder, wrap):
@@ -113,9 +111,7 @@ def test_files_and_converter(decoder, tmp_path):
     x = images(1, 3, 20, 20)
     expected = decoder(normalised(x))
     torch.save(decoder.state_dict(), tmp_path / "decoder.pth")
-    torch.testing.assert_close(
-        load_extractor(tmp_path / "decoder.pth").logits(x), expected, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(load_extractor(tmp_path / "decoder.pth").logits(x), expected, atol=1e-5, rtol=1e-5)
     target = convert(tmp_path / "decoder.pth", tmp_path / "decoder.safetensors")
     torch.testing.assert_close(load_extractor(target).logits(x), expected, atol=1e-5, rtol=1e-5)
     with safe_open(target, framework="pt") as file:

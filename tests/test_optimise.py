@@ -172,9 +172,7 @@ def test_no_change_of_the_noise_gives_the_original_branch(parts):
     model, autoencoder, *_ = parts
     inversion = inverted(parts, SETTINGS)
     original = original_branch(model, autoencoder, inversion, Constraint())
-    latent, decoded, _ = marked_branch(
-        model, autoencoder, inversion, torch.zeros_like(inversion.latents[0]), original
-    )
+    latent, decoded, _ = marked_branch(model, autoencoder, inversion, torch.zeros_like(inversion.latents[0]), original)
     assert torch.equal(latent, original.latent) and torch.equal(decoded, original.decoded)
 
 

@@ -85,9 +85,7 @@ def test_ids_are_hexadecimal(path):
 
 def test_perceptual_hash():
     generator = torch.Generator().manual_seed(0)
-    image = torch.nn.functional.interpolate(
-        torch.rand(1, 3, 6, 6, generator=generator), size=(96, 128), mode="bicubic"
-    )
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 6, generator=generator), size=(96, 128), mode="bicubic")
     image = image[0].clamp(0, 1)
 
     def distance(other):

@@ -142,7 +142,5 @@ def _homography(source: list[tuple[float, float]], target: list[tuple[float, flo
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         values += [u, v]
-    solution = torch.linalg.solve(
-        torch.tensor(rows, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
-    )
+    solution = torch.linalg.solve(torch.tensor(rows, dtype=torch.float64), torch.tensor(values, dtype=torch.float64))
     return Geometry(torch.cat([solution, torch.ones(1, dtype=torch.float64)]).reshape(3, 3))

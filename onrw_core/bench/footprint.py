@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark, print its table, write JSON; 0 on success."""
     rows = []
-    print(f"{'model':<14}{'pixels':>7}{'preset':>10}{'steps':>7}{'weights':>9}{'original':>10}{'iteration':>11}{'main':>8}")
+    print(
+        f"{'model':<14}{'pixels':>7}{'preset':>10}{'steps':>7}{'weights':>9}{'original':>10}{'iteration':>11}{'main':>8}"
+    )
     for model in args.model:
         for preset in args.preset:
             for steps in args.steps or [PRESETS[preset].steps]:

@@ -145,9 +145,7 @@ def _picture(bgr: np.ndarray) -> Tensor:
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[
-        0
-    ].clamp(0, 1)
+    return F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
 
 
 def _repeated(image: Tensor) -> Tensor:

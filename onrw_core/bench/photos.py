@@ -41,9 +41,7 @@ class Photo:
         return image_digest(self.image)
 
 
-def load_photos(
-    directory: Path, size: int | None = None, match: str = "*", limit: int | None = None
-) -> list[Photo]:
+def load_photos(directory: Path, size: int | None = None, match: str = "*", limit: int | None = None) -> list[Photo]:
     """Read the pictures of a folder in the order of their names.
 
     Args:

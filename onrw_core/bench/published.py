@@ -76,9 +76,7 @@ def published_loop(
         # The paper's loss, whatever the extractor's own is.
         logits = TEMPERATURE * extractor.logits(attacked.images, attacked.geometry)
         message_loss = F.binary_cross_entropy_with_logits(logits, bits.to(logits).expand_as(logits))
-        attention_loss = torch.stack(
-            [self_attention_loss(m, r) for m, r in zip(maps, reference, strict=True)]
-        ).mean()
+        attention_loss = torch.stack([self_attention_loss(m, r) for m, r in zip(maps, reference, strict=True)]).mean()
         loss = (
             MESSAGE_WEIGHT * message_loss
             + IMAGE_WEIGHT * (marked - image).square().mean()
@@ -98,9 +96,7 @@ def _branch(model: DiffusionModel, inversion: Inversion, x: Tensor) -> tuple[Ten
     for i in range(inversion.steps):
         conditionings = [inversion.positive, inversion.null_at(i)]
         (x0, x0_null), maps = model.denoise(x, inversion.sigmas[i], conditionings, everything)
-        x = euler(
-            x, x0_null + inversion.guidance * (x0 - x0_null), inversion.sigmas[i], inversion.sigmas[i + 1]
-        )
+        x = euler(x, x0_null + inversion.guidance * (x0 - x0_null), inversion.sigmas[i], inversion.sigmas[i + 1])
         compared = {k: v for k, v in maps.self_attention.items() if rule("self", v.shape[-2])}
         kept.append(AttentionMaps(compared, maps.cross_attention, maps.sizes))
     return x, kept

@@ -142,8 +142,7 @@ def against(systems: list[System], rows: list[Record], readings: dict[str, list[
 def _by_suite(records: Iterable[Record]) -> dict[str, Record]:
     records = list(records)
     return {
-        name: summary(r for r in records if r["suite"] == name)
-        for name in dict.fromkeys(r["suite"] for r in records)
+        name: summary(r for r in records if r["suite"] == name) for name in dict.fromkeys(r["suite"] for r in records)
     }
 
 
@@ -174,9 +173,7 @@ def tables(report: Record) -> str:
         lines += [_row(f"mean of {name}", f) for name, f in s["suites"].items() if name != PLAIN]
         for large in s["large"]:
             mark = large["mark"]
-            lines.append(
-                f"{large['photo']}: {mark['psnr']:.2f} dB, SSIM {mark['ssim']:.4f}, {mark['seconds']:.1f} s"
-            )
+            lines.append(f"{large['photo']}: {mark['psnr']:.2f} dB, SSIM {mark['ssim']:.4f}, {mark['seconds']:.1f} s")
             lines += [_row(f"  {name}", f) for name, f in large["suites"].items()]
         if s["purification"]:
             points = ", ".join(f"{p['sigma']:g}: {100 * p['present']:.0f} %" for p in s["purification"]["curve"])

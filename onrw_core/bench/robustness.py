@@ -166,18 +166,14 @@ def _target(text: str, others: list[System]) -> tuple[float | None, System | Non
     try:
         return float(text), None
     except ValueError:
-        raise ValueError(
-            f"--target-psnr {text}: give decibels, or with --peers one of {', '.join(PEERS)}"
-        ) from None
+        raise ValueError(f"--target-psnr {text}: give decibels, or with --peers one of {', '.join(PEERS)}") from None
 
 
 def _space(text: str) -> tuple[str, float | None]:
     """ "pixel=0.01" -> ("pixel", 0.01)."""
     space, _, rate = text.partition("=")
     if space not in SPACES:
-        raise ValueError(
-            f"--space {text}: choose from {', '.join(SPACES)}, with a step size if wanted: pixel=0.01"
-        )
+        raise ValueError(f"--space {text}: choose from {', '.join(SPACES)}, with a step size if wanted: pixel=0.01")
     try:
         return space, float(rate) if rate else None
     except ValueError:

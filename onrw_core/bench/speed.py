@@ -279,11 +279,7 @@ def _table(report: dict[str, Any]) -> str:
     lines.append(f"overhead beside UNet, VAE and extractor: {100 * report['overhead']:.1f} %")
     if "speedup_to_success" in report:
         bound = "at least " if report["speedup_is_at_least"] else ""
-        value = (
-            f"{bound}{report['speedup_to_success']:.1f} x"
-            if report["speedup_is_valid"]
-            else "no success of ours"
-        )
+        value = f"{bound}{report['speedup_to_success']:.1f} x" if report["speedup_is_valid"] else "no success of ours"
         lines.append(f"speedup to success: {value}; an iteration: {report['speedup_per_iteration']:.1f} x")
         for level, row in report["speedup_by_share"].items():
             counts = f"{row['photos']} photos, {row['at_least']} of them lower bounds"

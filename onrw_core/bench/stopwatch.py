@@ -175,7 +175,5 @@ class TimedExtractor(Extractor):
     def logits(self, images: Tensor, geometry: Geometry | None = None) -> Tensor:
         return self._watch.call(EXTRACTOR, self._extractor.logits, images, geometry)
 
-    def loss_and_logits(
-        self, images: Tensor, bits: Tensor, geometry: Geometry | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def loss_and_logits(self, images: Tensor, bits: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
         return self._watch.call(EXTRACTOR, self._extractor.loss_and_logits, images, bits, geometry)

@@ -118,9 +118,7 @@ class Job:
         """The same job with its parts on a stopwatch."""
         model, autoencoder = self.loaded.model, self.loaded.autoencoder
         timed = Loaded(TimedModel(model, watch), TimedAutoencoder(autoencoder, watch), self.loaded.encode)
-        return Job(
-            self.photo, timed, TimedExtractor(self.extractor, watch), self.settings, self.bits, self.args
-        )
+        return Job(self.photo, timed, TimedExtractor(self.extractor, watch), self.settings, self.bits, self.args)
 
     def _generator(self, purpose: str) -> torch.Generator:
         return generator_for(self.args.seed, self.photo.name, purpose)

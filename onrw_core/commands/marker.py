@@ -98,8 +98,10 @@ class Marker:
         self.arguments, self.loaded = arguments, loaded
         self.decoder = None if decoder is None else decoder.to(loaded.device)
         self.key, self.message, self.mask = key, message, mask
-        self.settings = PRESETS[arguments.preset].with_(**({} if decoder is None else MARKING)).with_(
-            target_psnr=arguments.target_psnr, iterations=arguments.iterations, mix=arguments.mix
+        self.settings = (
+            PRESETS[arguments.preset]
+            .with_(**({} if decoder is None else MARKING))
+            .with_(target_psnr=arguments.target_psnr, iterations=arguments.iterations, mix=arguments.mix)
         )
         self.positive, self.null = loaded.encode(arguments.prompt), loaded.encode("")
 

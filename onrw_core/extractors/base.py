@@ -52,9 +52,7 @@ class Extractor(ABC):
             (B, num_bits), positive = bit 1, differentiable.
         """
 
-    def loss_and_logits(
-        self, images: Tensor, bits: Tensor, geometry: Geometry | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def loss_and_logits(self, images: Tensor, bits: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
         """Message loss per image, (B,), and the soft bits, (B, num_bits), from one reading.
 
         The loss is the generalised cross-entropy, (1 - p^q) / q, of the probability p of the right bit at temperature

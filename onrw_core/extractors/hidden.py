@@ -72,9 +72,7 @@ def hidden_state(state: Mapping) -> dict[str, Tensor]:
     prefixes = [k.removesuffix(FIRST) for k in state if k.endswith(FIRST)]
     prefixes = [p for p in prefixes if f"{p}linear.weight" in state]
     if not prefixes:
-        raise ExtractorError(
-            f"no HiDDeN decoder: no tensors named {FIRST!r} and 'linear.weight'; give its state dict"
-        )
+        raise ExtractorError(f"no HiDDeN decoder: no tensors named {FIRST!r} and 'linear.weight'; give its state dict")
     prefix = prefixes[0]
     tensors = {k.removeprefix(prefix): v.detach().float() for k, v in state.items() if k.startswith(prefix)}
     whitening = re.sub(r"0\.$", "1.", prefix) if prefix.endswith("0.") else None
@@ -83,9 +81,7 @@ def hidden_state(state: Mapping) -> dict[str, Tensor]:
         bias = state.get(f"{whitening}bias", weight.new_zeros(len(weight))).detach().float()
         tensors["linear.bias"] = weight @ tensors["linear.bias"] + bias
         tensors["linear.weight"] = weight @ tensors["linear.weight"]
-    return {
-        k: v for k, v in tensors.items() if re.match(r"layers\.\d+\.layers\.[01]\.|linear\.(weight|bias)$", k)
-    }
+    return {k: v for k, v in tensors.items() if re.match(r"layers\.\d+\.layers\.[01]\.|linear\.(weight|bias)$", k)}
 
 
 def _network(state: dict[str, Tensor]) -> nn.Sequential:
@@ -114,9 +110,7 @@ def _tensor(state: dict[str, Tensor], name: str, shape: tuple[int | None, ...]) 
     tensor = state.get(name)
     if tensor is None:
         raise ExtractorError(f"damaged HiDDeN decoder: tensor {name!r} is missing")
-    if len(tensor.shape) != len(shape) or any(
-        s not in (None, t) for s, t in zip(shape, tensor.shape, strict=True)
-    ):
+    if len(tensor.shape) != len(shape) or any(s not in (None, t) for s, t in zip(shape, tensor.shape, strict=True)):
         wanted = tuple("any" if s is None else s for s in shape)
         raise ExtractorError(
             f"damaged HiDDeN decoder: tensor {name!r} has shape {tuple(tensor.shape)}, expected {wanted}"

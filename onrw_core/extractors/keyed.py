@@ -77,9 +77,7 @@ class KeyedExtractor(Extractor):
     def _logits(self, tile: Tensor) -> Tensor:
         return F.normalize(tile, dim=1) @ self._payload.to(tile).T * math.sqrt(self.num_bits)
 
-    def loss_and_logits(
-        self, images: Tensor, bits: Tensor, geometry: Geometry | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def loss_and_logits(self, images: Tensor, bits: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
         """Message loss per image, (B,), and the soft bits: see `Extractor.loss_and_logits`.
 
         The loss is that of the average tile, and of every window of 2.5 x 2.5 tiles as if it were a crop.

@@ -81,9 +81,7 @@ def load_extractor(
     return HiddenExtractor(_read_pickle(path), path.stem)
 
 
-def convert(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], allow_torchscript: bool = False
-) -> Path:
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], allow_torchscript: bool = False) -> Path:
     """Write a decoder's weights as safetensors, which hold tensors and nothing that runs.
 
     Args:

@@ -183,9 +183,7 @@ def _stack(state: dict[str, Tensor], prefix: str, last_norm: bool) -> nn.Sequent
         convolution = nn.Conv2d(channels, len(weight), KERNEL, padding=KERNEL // 2)
         channels = len(weight)
         if weight.shape != convolution.weight.shape:
-            raise ExtractorError(
-                f"not RivaGAN's decoder: {prefix}.{i}.weight has shape {tuple(weight.shape)}"
-            )
+            raise ExtractorError(f"not RivaGAN's decoder: {prefix}.{i}.weight has shape {tuple(weight.shape)}")
         convolution.weight.data, convolution.bias.data = weight, _weight(state, f"{prefix}.{i}.bias", 1, len(weight))
         layers.append(convolution)
         if i == 0 or last_norm:

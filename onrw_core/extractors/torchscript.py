@@ -43,9 +43,7 @@ def load_torchscript(path: str | Path, allow: bool) -> torch.jit.ScriptModule:
         return torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()
-        raise ExtractorError(
-            f"{path}: not a TorchScript file ({reason[0] if reason else 'unreadable'})"
-        ) from None
+        raise ExtractorError(f"{path}: not a TorchScript file ({reason[0] if reason else 'unreadable'})") from None
 
 
 class TorchScriptExtractor(Extractor):
