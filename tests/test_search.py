@@ -12,7 +12,7 @@ from onrw_core.extractors.folding import shifted
 from onrw_core.extractors.frame import straighten
 from onrw_core.extractors.keyed import KeyedExtractor
 from onrw_core.extractors.polish import blocks, polished
-from onrw_core.extractors.search import ASPECTS, candidates, levels
+from onrw_core.extractors.search import ASPECTS, candidates, levels, on_lines
 from onrw_core.extractors.whitening import whiten
 from onrw_core.geometry import Geometry, resample
 from onrw_core.keys import Key
@@ -76,6 +76,28 @@ def test_aspect_templates_give_aspect(picture):
     truth = (Geometry.scale(SIZE / 476, 1) @ Geometry.rotation(20, (SIZE, 476))).matrix[:2, :2]
     best = candidates(levels(luma(received))[0], ASPECTS[1:])[0]
     assert relation(best, truth) < 0.008
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, SIZE), (SIZE, 436)])
+def test_reads_squeezed_pictures(picture, width, height):
+    reading = KeyedExtractor(KEY).read(resized(picture, height, width)[0])
+    assert reading.detected and torch.equal(reading.bits, BITS)
+
+
+def test_lines_hold_small_crops_that_were_only_turned_or_only_resized(picture):
+    crop = picture[..., 70:280, 100:310]
+    for received, truth in (
+        (rotated(crop, 23), Geometry.rotation(23, (210, 210))),
+        (resized(crop, 126, 126), Geometry.scale(210 / 126)),
+    ):
+        found = on_lines(levels(luma(received))[0])
+        assert len(found) <= 8
+        assert min(relation(c, truth.matrix[:2, :2]) for c in found) < 0.012
+
+
+def test_weights_of_all_attempts_are_one_at_most(picture):
+    _, weights, searched = reader.attempt_tiles(luma(picture[..., :160, :200]))
+    assert searched.any() and 0.5 < float(weights.sum()) <= 1 + 1e-6
 
 
 def test_unmarked_picture_has_no_strong_comb():

@@ -28,7 +28,7 @@ from .carriers import BIT_COUNTS, TILE, Carriers
 from .folding import coefficients, fold, shifted
 from .frame import MAX_SIDE, Straight, straighten
 from .polish import blocks, polished
-from .search import ASPECTS, candidates, levels
+from .search import ASPECTS, Candidate, candidates, levels, on_lines
 from .spectrum import BAND, flatten_spectrum
 from .whitening import flat_mask, whiten
 
@@ -39,6 +39,7 @@ ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that
 PLAIN_SIDE = 2048  # of the middle of a picture as it is, pixels
 PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
 PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
+PER_LINE = 8  # rotations read at scale 1, and scales without rotation
 NEGLIGIBLE = 0.3  # pixels; corrections below it are not made
 CLEAR = 3  # times log10 fpr: a weaker mark is kept, but a better geometry for it is still looked for
 SETTLING = 4  # polishes of a detected mark at most: each reaches a few pixels
@@ -198,13 +199,22 @@ def _geometries(y: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry |
     if not search:
         return
     spectra = levels(y)
-    for aspects, keep in (((1.0,), PER_LEVEL), (ASPECTS[1:], PER_LEVEL_ASPECT)):
-        found = [c for level in spectra for c in candidates(level, aspects, keep=keep)]
-        weight = (1 - share) / (2 * keep * len(spectra))
-        for candidate in sorted(found, key=lambda c: -c.score):
+
+    def comb(aspects: tuple[float, ...], keep: int) -> list[Candidate]:
+        return [c for level in spectra for c in candidates(level, aspects, keep=keep)]
+
+    stages = (
+        (PER_LEVEL * len(spectra), lambda: comb((1.0,), PER_LEVEL)),
+        (2 * PER_LINE, lambda: on_lines(spectra[0], PER_LINE)),
+        (PER_LEVEL_ASPECT * len(spectra), lambda: comb(ASPECTS[1:], PER_LEVEL_ASPECT)),
+    )
+    for most, found in stages:
+        # The more comb-like, the more of the weight: 1, 1/2, 1/3, ...
+        first = (1 - share) / (len(stages) * sum(1 / (i + 1) for i in range(most)))
+        for i, candidate in enumerate(sorted(found(), key=lambda c: -c.score)):
             matrix = torch.eye(3, dtype=torch.float64)
             matrix[:2, :2] = candidate.linear
-            yield Geometry(matrix), weight, True
+            yield Geometry(matrix), first / (i + 1), True
 
 
 def attempt_tiles(y: Tensor, size: int = WORKING_SIZE, search: bool = True) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,9 @@ coordinates p lie at q = A p + b in the marked frame, these appear at f = A^T k 
 them
    (a template holds one point of equal weight per lattice frequency, so the sum is the log-likelihood of weak peaks);
    aspect changes have templates of their own;
-3. the best candidates are refined in all four numbers of A on the spectrum itself.
+3. the best candidates are refined in all four numbers of A on the spectrum itself;
+4. in small crops the comb is too weak to stand out of all rotations and scales at once, but not of the rotations or the
+   scales alone: pictures that were only turned, or only resized, are looked for on those two lines.
 
 No key takes part, hence under a wrong key the candidates are independent of the patterns, and only those that are read
 afterwards count in the statistics.
@@ -29,7 +31,7 @@ from .carriers import FREQUENCIES, TILE
 from .spectrum import flatten_spectrum
 from .whitening import flat_mask, whiten
 
-__all__ = ["Candidate", "Level", "candidates", "levels"]
+__all__ = ["Candidate", "Level", "candidates", "levels", "on_lines"]
 
 MAX_SIDE = 1024  # of the picture whose spectrum is searched, pixels
 COARSE = 2.5  # the second level is this much smaller: it sees marks that were enlarged
@@ -45,7 +47,10 @@ NEIGHBOURHOOD = 21  # bins over which the spectrum is flattened
 CLIP = 9.0  # of the flattened power
 TAPER = 0.1  # of a side, that fades at each end; of a small crop, more would throw too much away
 MIN_FREQUENCIES = 40  # lattice frequencies (of 182) that must lie inside the spectrum
-ASPECTS = (1.0, 0.98, 1.02, 0.96, 1.04, 0.94, 1.06, 0.92, 1.08, 0.9, 1.1)
+# The lattice is that of a quarter turn of itself, so an aspect and its inverse have the same comb: this is 3/4 to 4/3.
+ASPECTS = tuple(0.75 ** (i / 14) for i in range(15))
+TURN_STEP = math.radians(0.5)  # of the line of rotations: a few pixels at the edge of a small crop, within a polish
+SIZE_STEP, LARGEST = 0.01, 4.0  # of the logarithm, and how far the line of scales reaches in both directions
 
 
 class Level(NamedTuple):
@@ -127,7 +132,7 @@ def _sample(spectrum: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(spectrum[None, None], grid + 1.0 / n, mode="bilinear", align_corners=False)[0, 0]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=len(ASPECTS))
 def _template(aspect: float) -> tuple[Tensor, Tensor]:
     """Conjugate spectrum of the log-polar lattice, and the square root of its points inside the map per shift."""
     stretch = torch.tensor([math.sqrt(aspect), 1 / math.sqrt(aspect)], dtype=torch.float64)
@@ -220,13 +225,36 @@ def candidates(level: Level, aspects: tuple[float, ...] = (1.0,), top: int = 24,
 
     Args:
         level: From `levels`.
-        aspects: Width over height changes to try, of `ASPECTS`.
+        aspects: Width over height changes to try, of `ASPECTS`; each stands for its inverse as well.
         top: Candidates per aspect, of which the best are refined.
         keep: Candidates returned.
     """
     linear, score = _coarse(level.spectrum, aspects, top)
     linear = linear[score.topk(min(REFINED, len(score))).indices]
     linear, score = _refined(level.spectrum, linear)
+    return _listed(level, linear, score, keep)
+
+
+def on_lines(level: Level, keep: int = 4) -> list[Candidate]:
+    """The most comb-like rotations at scale 1, and the most comb-like scales without rotation: `keep` of each."""
+    unshrunk = torch.diag(torch.tensor(level.shrink))
+    turn = torch.arange(0, math.pi / 2, TURN_STEP)  # any other is a quarter turn away
+    turns = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], -1).reshape(-1, 2, 2)
+    size = torch.arange(-math.log(LARGEST), math.log(LARGEST), SIZE_STEP).exp()
+    found = []
+    for linear, closed in ((turns, True), (size[:, None, None] * torch.eye(2), False)):
+        linear = linear @ unshrunk
+        score = comb_score(level.spectrum, linear)
+        before, after = score.roll(1), score.roll(-1)
+        if not closed:
+            before[0] = after[-1] = -torch.inf
+        peaks = (score >= before) & (score >= after)
+        found += _listed(level, linear[peaks], score[peaks], keep)
+    return found
+
+
+def _listed(level: Level, linear: Tensor, score: Tensor, keep: int) -> list[Candidate]:
+    """The best `keep` maps of pixels of a level that differ, as maps of pixels of the picture."""
     found: list[Candidate] = []
     unshrink = torch.diag(torch.tensor([1 / level.shrink[0], 1 / level.shrink[1]], dtype=torch.float64))
     for i in score.argsort(descending=True).tolist():
