@@ -46,7 +46,7 @@ def long(monkeypatch):
     def mark(image, model, autoencoder, extractor, bits, **_):
         delta = torch.zeros_like(image, requires_grad=True)
         optimiser = torch.optim.Adam([delta], 0.03)
-        for _ in range(40):
+        for _ in range(100):
             optimiser.zero_grad()
             extractor.loss((image + delta).clamp(0, 1)[None], bits).mean().backward()
             optimiser.step()
