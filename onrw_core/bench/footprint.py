@@ -25,12 +25,11 @@ from ..ode import schedule
 from ..optimise import PRESETS, Settings
 from ..trajectory import Inversion
 from .cache import publish
-from .shapes import SHAPES, TOKENS, noise_schedule, random_networks
+from .shapes import DTYPES, SHAPES, TOKENS, noise_schedule, random_networks
 
 __all__ = ["Footprint", "add_arguments", "footprint", "run"]
 
 SIZES = {"sd15-random": 512, "sdxl-random": 1024}  # pixels that the networks were made for
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 GIB = 2**30
 
 

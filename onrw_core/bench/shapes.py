@@ -10,7 +10,7 @@ import torch
 from ..commands.models import Loaded
 from ..model import Conditioning
 
-__all__ = ["SHAPES", "TOKENS", "noise_schedule", "random_model", "random_networks"]
+__all__ = ["DTYPES", "SHAPES", "TOKENS", "noise_schedule", "random_model", "random_networks"]
 
 TOKENS = 77
 SD15 = {
@@ -29,6 +29,7 @@ SDXL = {
     "cross_attention_dim": 2048,
     "use_linear_projection": True,
 }
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}  # of the weights
 SHAPES = {"sd15-random": SD15, "sdxl-random": SDXL}
 VAE = {
     "block_out_channels": (128, 256, 512, 512),

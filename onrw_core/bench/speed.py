@@ -34,7 +34,7 @@ from ..keys import Key
 from ..optimise import PRESETS
 from .cache import generator_for, write
 from .photos import Photo, load_photos
-from .shapes import SHAPES, random_model
+from .shapes import DTYPES, SHAPES, random_model
 from .stopwatch import AGAIN, EXTRACTOR, PARTS, UNET, VAE
 from .trial import LEVELS, Job, Parts, parts_of, until_success
 
@@ -46,7 +46,6 @@ CAP_ITERATIONS = 600
 CAP_SECONDS = 1800.0
 CAP_RATIO = 10.0
 SAME = "same"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SAMPLE = Path(__file__).parent.parent / "samples"
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-__all__ = ["Budget", "TrainingLog", "cosine", "save_atomic", "step_generator", "step_rng"]
+__all__ = ["Budget", "TrainingLog", "cosine", "descend", "save_atomic", "step_generator", "step_rng"]
 
 
 class Budget:
@@ -82,6 +82,16 @@ class TrainingLog:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({key: round(float(value), 6) for key, value in values.items()}) + "\n")
         self._values.clear()
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, limit: float) -> None:
+    """One step down the gradient of `loss`, with this learning rate, the gradient's norm clipped to `limit`."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_([parameter for group in optimiser.param_groups for parameter in group["params"]], limit)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
 
 
 def cosine(progress: float) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .autoencoder import PatchAutoencoder, principal_patches
 from .data import PhotoSet
-from .loop import Budget, TrainingLog, cosine, save_atomic, step_generator, step_rng
+from .loop import Budget, TrainingLog, cosine, descend, save_atomic, step_generator, step_rng
 from .sheets import save_grid
 
 __all__ = ["reconstruction_psnr", "train_autoencoder"]
@@ -92,15 +92,10 @@ def train_autoencoder(
             side = int(rng.choice([64, 64, 64, 128]))
             images = photos.crops(rng, PIXELS_PER_BATCH // side**2, side).to(device, memory_format=torch.channels_last)
             rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * cosine(budget.progress(step))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
             latent = model.encode(images)
             noise = torch.randn(latent.shape, generator=step_generator(seed, step)).to(device)
             loss = reconstruction_loss(model.decode(latent + LATENT_NOISE * noise), images)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_LIMIT)
-            optimiser.step()
+            descend(optimiser, loss, rate, GRADIENT_LIMIT)
             step += 1
             journal.collect(loss=loss.detach())
             budget.tick(bar, step, journal)

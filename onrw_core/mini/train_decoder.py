@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..metrics import ssim
 from .autoencoder import PatchAutoencoder
 from .data import PhotoSet
-from .loop import Budget, TrainingLog, cosine, save_atomic, step_generator, step_rng
+from .loop import Budget, TrainingLog, cosine, descend, save_atomic, step_generator, step_rng
 from .train_autoencoder import held_out_squares, reconstruction_loss, reconstruction_psnr
 
 __all__ = ["decoder_parameters", "train_decoder"]
@@ -103,8 +103,6 @@ def train_decoder(
             images = scaled_crops(photos, step_rng(seed, step), BATCH, SIDE)
             images = images.to(device, memory_format=torch.channels_last)
             rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * cosine(budget.progress(step))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
             with torch.no_grad():
                 latent = model.encode(images)
                 noise = torch.randn(latent.shape, generator=step_generator(seed, step)).to(device)
@@ -114,10 +112,7 @@ def train_decoder(
             output = output.float()
             likeness = ssim(output, images).mean()
             loss = reconstruction_loss(output, images) + SIMILARITY_WEIGHT * (1 - likeness)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, GRADIENT_LIMIT)
-            optimiser.step()
+            descend(optimiser, loss, rate, GRADIENT_LIMIT)
             step += 1
             journal.collect(loss=loss.detach(), likeness=likeness.detach())
             budget.tick(bar, step, journal)

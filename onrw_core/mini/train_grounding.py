@@ -30,7 +30,7 @@ from .autoencoder import FACTOR, PatchAutoencoder
 from .data import HELD_OUT_EVERY, PhotoSet
 from .diffusion import alphas_cumprod, noised
 from .latents import WINDOW_PART, encoded_windows
-from .loop import Budget, TrainingLog, save_atomic, step_generator, step_rng
+from .loop import Budget, TrainingLog, descend, save_atomic, step_generator, step_rng
 from .plain import object_mask
 from .text import TextEncoder, Tokenizer
 from .train_unet import attention_kernel, caption_ids, drawn_timesteps, dropped
@@ -258,14 +258,9 @@ def train_grounding(
             timesteps = drawn_timesteps(count, generator)[torch.randperm(count, generator=generator)].to(device)
             noise = torch.randn(latents.shape, generator=generator).to(device)
             rate = min(1.0, (step + 1) / WARMUP_STEPS) * (1.0 - budget.progress(step))
-            for group in optimiser.param_groups:
-                group["lr"] = LEARNING_RATE * rate
             tokens, masks = grounded.tokens[chosen].to(device), grounded.masks[chosen, views].to(device)
             outside, teaching = losses(latents, ids, timesteps, noise, tokens, masks)
-            optimiser.zero_grad(set_to_none=True)
-            (outside + TEACHER_WEIGHT * teaching).backward()
-            nn.utils.clip_grad_norm_(parameters, GRADIENT_LIMIT)
-            optimiser.step()
+            descend(optimiser, outside + TEACHER_WEIGHT * teaching, LEARNING_RATE * rate, GRADIENT_LIMIT)
             step += 1
             journal.collect(outside=outside.detach(), teacher=teaching.detach())
             budget.tick(bar, step, journal)

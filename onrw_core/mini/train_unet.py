@@ -22,7 +22,7 @@ from .autoencoder import PatchAutoencoder
 from .data import PhotoSet
 from .diffusion import TIMESTEPS, alphas_cumprod, noised, velocity
 from .latents import LatentSet, encoded_windows
-from .loop import Budget, TrainingLog, save_atomic, step_generator, step_rng
+from .loop import Budget, TrainingLog, descend, save_atomic, step_generator, step_rng
 from .sampling import sample
 from .sheets import save_grid
 from .text import SPECIAL_TOKENS, TextEncoder, Tokenizer
@@ -144,16 +144,11 @@ def train_unet(
             noise = torch.randn(x0.shape, generator=generator).to(device)
             rate = min(1.0, (step + 1) / WARMUP_STEPS)
             rate *= 1.0 - 0.95 * max(0.0, progress - DECAY_FROM) / (1.0 - DECAY_FROM)
-            for group in optimiser.param_groups:
-                group["lr"] = LEARNING_RATE * rate
             z, target = noised(x0, noise, alphas[timesteps]), velocity(x0, noise, alphas[timesteps])
             with attention_kernel(device, side), torch.autocast(device.split(":")[0], torch.bfloat16):
                 output = nets["unet"](z, timesteps, nets["text"](ids))
             loss = (output.float() - target).square().mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
-            optimiser.step()
+            descend(optimiser, loss, LEARNING_RATE * rate, 1.0)
             step += 1
             decay = min(EMA_DECAY, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(average.parameters()), list(nets.parameters()), 1.0 - decay)
