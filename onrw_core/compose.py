@@ -3,7 +3,9 @@
 - "residual": ``original + s * mask * shaped(decode(z_w) - decode(z_0))``. The autoencoder's reconstruction error
   cancels, so s can meet any target PSNR, and the residual can be resized onto an original of any size. Shaping takes
   off what is coarser than texture, divides by the local strength, with peaks compressed, and multiplies by the
-  visibility map: the decoder says what the residual looks like, and the map alone how strong it is where.
+  visibility map: the decoder says what the residual looks like, and the map alone how strong it is where. Where readers
+  look at luminance, only the residual's luminance is added, in the colour that changes luminance most for its squared
+  error.
 - "mask": ``mask * decode(z_w) + (1 - mask) * original``, as in the ONRW paper. PSNR is what the autoencoder leaves.
 
 `Composer` does it at the working size inside the optimisation, differentiably; `compose` makes the final picture at the
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .convolve import gaussian_blur
-from .metrics import luminance, psnr
+from .metrics import LUMA_COLOUR, luminance, psnr
 from .rounding import LEVELS, round_8bit
 from .visibility import visibility as visibility_map
 
@@ -86,7 +88,7 @@ class Composer:
             mask: (1, 1, h, w) in [0, 1], any size: where the mark may lie; None for everywhere.
             target_psnr: In dB, inside the mask.
             visibility: Shape the residual by `visibility.visibility`; if not, it is only scaled.
-            luma_only: Use only the residual's luminance, the same in all colours.
+            luma_only: Use only the residual's luminance, in the colour `LUMA_COLOUR`.
 
         Raises:
             ValueError: Unknown mode, shapes that do not fit, or an empty mask.
@@ -97,7 +99,7 @@ class Composer:
         self.mask = None if mask is None else _resized(mask.to(original), original.shape[-2:], "bilinear")
         self.target_psnr = target_psnr
         self.luma_only = luma_only
-        self.weight = visibility_map(original, target_psnr) if visibility else None
+        self.weight = visibility_map(original, target_psnr, _colour(luma_only)) if visibility else None
 
     def __call__(self, decoded: Tensor, decoded_original: Tensor) -> Tensor:
         """The marked picture (1, 3, H, W) from the decoded latents with and without the mark, both of its size."""
@@ -107,8 +109,8 @@ class Composer:
         return round_8bit(self.original + self.scale(residual) * residual, straight_clamp=True)
 
     def shaped(self, residual: Tensor) -> Tensor:
-        """The residual levelled, under visibility and mask, before scaling; (1, 1, H, W) with `luma_only`."""
-        return _masked(_shaped(residual, self.weight, self.luma_only), self.mask)
+        """The residual levelled, under visibility and mask, before scaling."""
+        return _coloured(_masked(_shaped(residual, self.weight, self.luma_only), self.mask))
 
     def scale(self, shaped: Tensor) -> Tensor:
         """Factor that brings a shaped residual to the target PSNR, rounding counted; a scalar tensor."""
@@ -142,7 +144,7 @@ def compose(
             the picture has room for it.
         visibility: Shape the residual by `visibility.visibility` of the original at the size of `decoded`; if not, it
             is only scaled.
-        luma_only: Use only the residual's luminance, the same in all colours.
+        luma_only: Use only the residual's luminance, in the colour `LUMA_COLOUR`.
 
     Raises:
         ValueError: Unknown mode, shapes that do not fit, or an empty mask.
@@ -161,9 +163,10 @@ def compose(
             image, scale = round_8bit(_blend(original, _resized(decoded, size), mask)), 1.0
         else:
             working = _resized(original, decoded.shape[-2:]).clamp(0, 1)
-            weight = visibility_map(working, target_psnr) if visibility else None
+            weight = visibility_map(working, target_psnr, _colour(luma_only)) if visibility else None
             residual = _shaped(decoded - decoded_original, weight, luma_only)
-            image, scale = _scaled_to(original, _masked(_resized(residual, size), mask), target_psnr, mask)
+            residual = _coloured(_masked(_resized(residual, size), mask))
+            image, scale = _scaled_to(original, residual, target_psnr, mask)
         return Composition(image, image - original, scale, psnr(image, original, mask), psnr(image, original))
 
 
@@ -215,8 +218,17 @@ def _resized(images: Tensor, size: torch.Size, mode: str = "bicubic") -> Tensor:
 def _shaped(residual: Tensor, weight: Tensor | None, luma_only: bool) -> Tensor:
     """The residual as the visibility map `weight` wants it, see the module; without a map as it is."""
     if luma_only:
-        residual = luminance(residual)  # one channel stands for all three, until it is added
+        residual = luminance(residual)  # one channel stands for all three, until it is coloured
     return residual if weight is None else weight * _levelled(residual - _neighbourhood(residual, MEAN_SIGMA))
+
+
+def _colour(luma_only: bool) -> tuple[float, float, float] | None:
+    return LUMA_COLOUR if luma_only else None
+
+
+def _coloured(residual: Tensor) -> Tensor:
+    """A residual of one channel, its luminance, in all three."""
+    return residual if residual.shape[1] == 3 else residual * residual.new_tensor(LUMA_COLOUR)[:, None, None]
 
 
 def _levelled(residual: Tensor) -> Tensor:

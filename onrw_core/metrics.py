@@ -16,6 +16,7 @@ from .convolve import gaussian_kernel, separable
 __all__ = [
     "FLAT_WINDOW",
     "LUMA",
+    "LUMA_COLOUR",
     "SSIM_C2",
     "SSIM_SIGMA",
     "flattest_window",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601 weights of R, G, B
+# The change of colour that changes luminance by 1 and has the least squared error: 1.3 dB less than a change of grey.
+LUMA_COLOUR = tuple(w / sum(v * v for v in LUMA) for w in LUMA)
 FLAT_WINDOW = 64  # pixels, side of the window of `flattest_window`
 
 SSIM_SIGMA = 1.5

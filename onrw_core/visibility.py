@@ -11,7 +11,7 @@ Very dark and very bright areas may take a little more (luminance adaptation).
 The exponent is the smallest that keeps two promises, because a map more uneven than needed costs robustness:
 
 - SSIM. Noise of variance n on texture of variance v costs about n / (2 v + C2) of similarity (Wang et al. 2004, with
-  the noise uncorrelated to the picture); the mean of that stays below `SSIM_LOSS` at the target PSNR.
+  the noise uncorrelated to the picture), in each colour; the mean of that stays below `SSIM_LOSS` at the target PSNR.
 - The flattest window of 64 x 64 pixels lies `FLAT_MARGIN_DB` below the average. A picture that is textured all over
   cannot have that by any reasonable exponent; there the windows about as flat as the flattest are lowered as a whole.
 """
@@ -52,23 +52,28 @@ DARK, DARK_GAIN = 0.2, 0.25  # luminance below which, and logarithm of the ampli
 BRIGHT, BRIGHT_GAIN = 0.85, 0.15
 
 
-def visibility(images: Tensor, target_psnr: float = 42.0) -> Tensor:
+def visibility(
+    images: Tensor, target_psnr: float = 42.0, colour: tuple[float, float, float] | None = None
+) -> Tensor:
     """Relative amplitude that a residual may have.
 
     Args:
         images: Originals, (B, 3, H, W) in [0, 1].
         target_psnr: PSNR in dB that the residual will have; a stronger residual gets a more uneven map.
+        colour: Of the residual, R, G, B in any unit; None for any colour, equally strong in all three.
 
     Returns:
         (B, 1, H, W), mean square 1 for each picture, without gradient.
     """
     with torch.no_grad():
-        return torch.cat([_map(image[None], target_psnr) for image in images.detach()])
+        return torch.cat([_map(image[None], target_psnr, colour) for image in images.detach()])
 
 
-def _map(image: Tensor, target_psnr: float) -> Tensor:
+def _map(image: Tensor, target_psnr: float, colour: tuple[float, float, float] | None) -> Tensor:
     masking = _log_activity(image) + _luminance_gain(image)
-    cost = (1 / (2 * _local_variance(image, SSIM_SIGMA) + SSIM_C2)).mean(1, keepdim=True)
+    share = image.new_tensor(colour or (1.0, 1.0, 1.0)).square()[:, None, None]
+    share = share / share.mean()
+    cost = (share / (2 * _local_variance(image, SSIM_SIGMA) + SSIM_C2)).mean(1, keepdim=True)
     noise = 10 ** (-target_psnr / 10)
     top, left = flattest_window(image)
 

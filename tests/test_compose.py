@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from onrw_core.compose import Composer, compose
 from onrw_core.convolve import gaussian_blur
-from onrw_core.metrics import luminance, psnr
+from onrw_core.metrics import LUMA_COLOUR, luminance, psnr
 from onrw_core.rounding import round_8bit
 
 
@@ -93,10 +93,16 @@ def test_mask_mode_blends(scene):
     assert torch.allclose(inside, result.image, atol=1e-6)
 
 
-def test_luma_only_adds_grey(scene):
+def test_luma_only_adds_one_colour(scene):
+    """Luminance changes as that of the decoded residual does, by at least a tenth more for the squared error."""
     original, decoded, decoded_original = scene
     result = compose(0.8 * original + 0.1, decoded, decoded_original, luma_only=True, visibility=False)
-    assert (result.residual - luminance(result.residual)).abs().max() < 1.5 / 255
+    colour = torch.tensor(LUMA_COLOUR)[:, None, None]
+    assert (result.residual - colour * luminance(result.residual)).abs().max() < 2 / 255
+    grey = luminance(decoded - decoded_original)
+    assert torch.nn.functional.cosine_similarity(luminance(result.residual).flatten(), grey.flatten(), 0) > 0.99
+    share = luminance(result.residual).square().mean() / result.residual.square().mean()
+    assert share > 1.3  # 1 for a residual of grey
 
 
 def test_loop_and_final_picture_agree(scene):

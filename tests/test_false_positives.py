@@ -14,7 +14,6 @@ from onrw_core.extractors.batch import presences
 from onrw_core.extractors.carriers import BIT_COUNTS, DIMENSIONS, FREQUENCIES, Carriers
 from onrw_core.extractors.reader import Attempts, attempt_tiles
 from onrw_core.keys import Key
-from onrw_core.metrics import luminance
 
 
 def carriers(i: int) -> Carriers:
@@ -55,14 +54,13 @@ def test_no_false_alarms_of_stripes():
 def test_equals_the_reader_one_by_one():
     key = carriers(1)
     generator = torch.Generator().manual_seed(1)
-    y = luminance(torch.rand(1, 3, 128, 160, generator=generator))
-    tiles, weights, searched = attempt_tiles(y, size=128, search=False)
-    assert tiles.shape == (1, DIMENSIONS) and weights.tolist() == [1.0] and not searched.any()
+    image = torch.rand(1, 3, 128, 160, generator=generator)
+    tiles, weights, searched = attempt_tiles(image, size=128, search=False)
+    assert tiles.shape == (2, DIMENSIONS) and weights.tolist() == [0.5, 0.5] and not searched.any()
     mark = key.sync[BIT_COUNTS.index(64)] + key.payload[:64].sum(0) / 8
-    marked = tiles + mark.float() * tiles.norm() * torch.tensor([[0.0], [0.2], [1.0]])
+    marked = tiles[:1] + mark.float() * tiles.norm() * torch.tensor([[0.0], [0.2], [1.0]])
     found = presences(marked, key)
-    attempts = Attempts(y, key)
-    one = attempts.attempt(None, 1.0)
+    one = Attempts(image, key).attempt(0, None, 1.0)
     assert one.log10_p == pytest.approx(found.log10_p[0], abs=1e-5)
     assert one.log_sync == pytest.approx(found.log_sync[0], abs=1e-5)
     assert torch.allclose(one.tile, found.tile[0], atol=1e-5)

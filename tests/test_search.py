@@ -96,7 +96,7 @@ def test_lines_hold_small_crops_that_were_only_turned_or_only_resized(picture):
 
 
 def test_weights_of_all_attempts_are_one_at_most(picture):
-    _, weights, searched = reader.attempt_tiles(luma(picture[..., :160, :200]))
+    _, weights, searched = reader.attempt_tiles(picture[..., :160, :200])
     assert searched.any() and 0.5 < float(weights.sum()) <= 1 + 1e-6
 
 
@@ -155,10 +155,10 @@ def test_shifted_moves_tiles():
 
 
 def test_reads_a_large_picture_by_its_middle(monkeypatch):
-    """Beyond `PLAIN_SIDE` only the middle is looked at, and the shift is still that of the corner."""
+    """Beyond `PLAIN_SIDES` only the middle is looked at, and the shift is still that of the corner."""
     image = marked()
     expected = KeyedExtractor(KEY).read(image[0], search=False)
-    monkeypatch.setattr(reader, "PLAIN_SIDE", 300)
+    monkeypatch.setattr(reader, "PLAIN_SIDES", (300, 300))
     found = KeyedExtractor(KEY).read(image[0], search=False)
     assert found.detected and found.log10_p > expected.log10_p
     for a, b in zip(found.shift, expected.shift, strict=True):

@@ -33,7 +33,6 @@ from ..extractors.keyed import KeyedExtractor
 from ..extractors.reader import attempt_tiles
 from ..images import load
 from ..keys import Key
-from ..metrics import luminance
 from .cache import generator_for, publish, write
 from .photos import SUFFIXES, Photo, sized
 
@@ -152,9 +151,9 @@ def _all_tiles(path: str, files: list[Path], seed: int, folder: Path) -> tuple[T
     for number, file in enumerate(files, 1):
         kept = folder / f"{file.stem}.npz"
         if not kept.is_file():
-            y = luminance(unmarked(file, seed)[0])
+            image = unmarked(file, seed)[0]
             with torch.no_grad():
-                tile, weight, _ = attempt_tiles(y, search=path == "search")
+                tile, weight, _ = attempt_tiles(image, search=path == "search")
             _keep(kept, tile.numpy(), weight.numpy())
             if number % REPORT_EVERY == 0:
                 _tell(f"{path}: photo {number}/{len(files)}")

@@ -26,6 +26,7 @@ from ..detection import Reading
 from ..extractors.carriers import TILE, Carriers, band_basis
 from ..extractors.keyed import KeyedExtractor
 from ..keys import Key
+from ..metrics import LUMA_COLOUR
 from ..threads import in_order
 from .cache import generator_for, publish
 from .photos import load_photos, sized
@@ -77,13 +78,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _marked(image: Tensor, carriers: Carriers, number: int) -> Tensor:
-    """A photo with the pattern of random bits laid over it, not fitted to it."""
+    """A photo with the pattern of random bits laid over it in a mark's colour, not fitted to the photo."""
     signs = torch.randint(0, 2, (BITS,), generator=generator_for(number, "bits")).double() * 2 - 1
     pattern = F.normalize(signs @ carriers.payload[:BITS], dim=0) + carriers.sync_for(BITS)
     tile = (band_basis() @ pattern).float().reshape(TILE, TILE)
     height, width = image.shape[-2:]
-    residual = (tile / tile.std()).repeat(-(-height // TILE), -(-width // TILE))[:height, :width]
-    return (image + residual * 10 ** (-PSNR / 20)).clamp(0, 1)
+    residual = tile.repeat(-(-height // TILE), -(-width // TILE))[:height, :width]
+    residual = residual * residual.new_tensor(LUMA_COLOUR)[:, None, None]
+    return (image + residual * (10 ** (-PSNR / 20) / residual.square().mean().sqrt())).clamp(0, 1)
 
 
 def _timed(work: Callable[[], list[Reading]]) -> dict[str, Any]:

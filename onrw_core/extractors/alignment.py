@@ -69,7 +69,7 @@ def roughness(tiles: Tensor) -> Tensor:
     """
     a, b = tiles.double().chunk(2, -1)
     power = a * a + b * b
-    power = power / power.sum(-1, keepdim=True)
+    power = power / power.sum(-1, keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
     k = FREQUENCIES.double() * (2 * torch.pi / TILE)
     moments = torch.einsum("nk,ki,kj->nij", power, k, k)
     along = moments.diagonal(dim1=1, dim2=2).sqrt().sum(1)

@@ -124,7 +124,7 @@ class KeyedExtractor(Extractor):
         """
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"image has shape {tuple(image.shape)}; give one RGB picture (3, height, width)")
-        return read(luminance(image[None].float()), self.carriers, search=search, fpr=fpr, size=size)
+        return read(image[None].float(), self.carriers, search=search, fpr=fpr, size=size)
 
     def guess(self, reading: Reading) -> Tensor:
         """Soft bits (num_bits,) of a reading as if it were of a mark of `num_bits` bits.

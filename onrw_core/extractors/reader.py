@@ -1,8 +1,9 @@
 """Blind reading: find the geometry of a marked picture, then its bits, with an honest p-value.
 
 Attempts are made in order: the picture as it is, the picture brought to the working size, the geometries that the
-search proposes. In each, the tile is aligned with the sync patterns over all shifts, flips and quarter turns; the
-most promising are polished. The reading stops at the first attempt whose p-value holds clearly.
+search proposes, each in both planes (`planes`). In each attempt, the tile is aligned with the sync patterns over all
+shifts, flips and quarter turns; the most promising are polished. The reading stops at the first geometry whose p-value
+holds clearly; of the two planes the better one counts.
 
 Every attempt j has a weight w_j, fixed beforehand, and the weights sum to 1. Then min_j p_j / w_j is a p-value for
 all of them together (weighted Bonferroni), whenever one stops.
@@ -27,6 +28,7 @@ from .batch import presence, presences
 from .carriers import BIT_COUNTS, TILE, Carriers
 from .folding import coefficients, fold, shifted
 from .frame import MAX_SIDE, Straight, straighten
+from .planes import planes
 from .polish import blocks, polished
 from .search import ASPECTS, Candidate, candidates, levels, on_lines
 from .spectrum import BAND, flatten_spectrum
@@ -35,13 +37,16 @@ from .whitening import flat_mask, whiten
 __all__ = ["attempt_tiles", "average_tile", "read", "tile_of", "whitened"]
 
 WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in, pixels
-ATTEMPT_SIDE, POLISH_SIDE = 768, 1536  # of the resampled part of the frame that is looked at, first and last, pixels
-PLAIN_SIDE = 2048  # of the middle of a picture as it is, pixels
+# Of the middle that is looked at, pixels, in the quiet plane, where less of a picture says as much, and in luminance.
+PLAIN_SIDES = (384, 2048)  # of a picture as it is
+ATTEMPT_SIDES = (448, 640)  # of a resampled one at first
+POLISH_SIDE = 1536  # and at last, in both
 PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
 PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
 PER_LINE = 8  # rotations read at scale 1, and scales without rotation
 NEGLIGIBLE = 0.3  # pixels; corrections below it are not made
 CLEAR = 3  # times log10 fpr: a weaker mark is kept, but a better geometry for it is still looked for
+SURE = 6  # times log10 fpr: hardly a bit in a thousand is wrong, and the other plane need not be asked
 SETTLING = 4  # polishes of a detected mark at most: each reaches a few pixels
 GAIN = 1.01  # in cosine that a correction must bring
 PREDICTED_GAIN = 1.005  # by moving whole tiles; below it, no picture is drawn to see
@@ -54,6 +59,7 @@ class Attempt:
 
     Attributes:
         tile: (364,), oriented and shifted into place.
+        plane: Index into `planes`.
         geometry: Received to marked.
         count: Index into `BIT_COUNTS`.
         cosine: Of the tile and that sync pattern.
@@ -65,6 +71,7 @@ class Attempt:
     """
 
     tile: Tensor
+    plane: int
     geometry: Geometry
     count: int
     cosine: float
@@ -94,10 +101,10 @@ def whitened(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Str
     return straight._replace(y=flat if weight is None else flat * weight, weight=weight)
 
 
-def _plain(y: Tensor) -> Straight:
+def _plain(y: Tensor, limit: int) -> Straight:
     """The middle of a picture as it is, whitened."""
-    top, left = (max(0, (side - PLAIN_SIDE) // 2) for side in y.shape[-2:])
-    middle = whitened(y[..., top : top + PLAIN_SIDE, left : left + PLAIN_SIDE], None)
+    top, left = (max(0, (side - limit) // 2) for side in y.shape[-2:])
+    middle = whitened(y[..., top : top + limit, left : left + limit], None)
     return middle._replace(x0=float(left), y0=float(top))
 
 
@@ -130,21 +137,22 @@ def _in_frame(geometry: Geometry, shape: tuple[int, int]) -> Geometry:
 class Attempts:
     """Makes and polishes attempts on one picture."""
 
-    def __init__(self, y: Tensor, carriers: Carriers):
-        self.y = y
+    def __init__(self, image: Tensor, carriers: Carriers):
+        self.planes = planes(image)
         self.carriers = carriers
-        self.sync = carriers.sync.to(y)
-        self.shape = (y.shape[-2], y.shape[-1])
-        self.plain: Straight | None = None
+        self.sync = carriers.sync.to(image)
+        self.shape = (image.shape[-2], image.shape[-1])
+        self.plain: dict[int, Straight] = {}
 
-    def attempt(self, geometry: Geometry | None, weight: float, searched: bool = False) -> Attempt:
-        """Read under a geometry that may lack a flip, quarter turns and a shift."""
+    def attempt(self, plane: int, geometry: Geometry | None, weight: float, searched: bool = False) -> Attempt:
+        """Read a plane under a geometry that may lack a flip, quarter turns and a shift."""
         geometry = _in_frame(geometry or Geometry.identity(), self.shape)
-        tile = average_tile(self._straight(geometry, ATTEMPT_SIDE))
+        tile = average_tile(self._straight(plane, geometry, ATTEMPT_SIDES[plane]))
         found = presences(tile, self.carriers)
         placed = _placed(int(found.orientation[0]), found.x[0], found.y[0])
         return Attempt(
             found.tile[0],
+            plane,
             _in_frame(placed @ geometry, self.shape),
             int(found.count[0]),
             float(found.cosine[0]),
@@ -156,7 +164,7 @@ class Attempts:
 
     def polish(self, attempt: Attempt, limit: int = POLISH_SIDE) -> Attempt:
         """Refine an attempt's geometry; it stays as it is where that does not help."""
-        straight = self._straight(attempt.geometry, limit)
+        straight = self._straight(attempt.plane, attempt.geometry, limit)
         tiles, centres = blocks(straight.y, straight.weight)
         tiles = shifted(tiles, straight.x0, straight.y0)
         centres = centres + torch.tensor([straight.x0, straight.y0])
@@ -169,7 +177,7 @@ class Attempts:
             if float((correction.apply(centres) - centres).norm(dim=1).max()) < NEGLIGIBLE:
                 continue  # exact shifts and quarter turns stay exact, and cost no resampling
             changed = _in_frame(correction @ attempt.geometry, self.shape)
-            new = tile_of(self.y, changed, limit)[0]
+            new = tile_of(self._plane(attempt.plane), changed, limit)[0]
             similarity = float(F.cosine_similarity(new, sync, dim=0))
             if similarity > cosine * GAIN:
                 geometry, tile, cosine = changed, new, similarity
@@ -179,26 +187,36 @@ class Attempts:
         still = geometry is attempt.geometry and limit == POLISH_SIDE
         return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p, still=still)
 
-    def _straight(self, geometry: Geometry, limit: int) -> Straight:
+    def _plane(self, plane: int) -> Tensor:
+        return self.planes[plane : plane + 1]
+
+    def _straight(self, plane: int, geometry: Geometry, limit: int) -> Straight:
         """`whitened`, made once for all shifts of the picture as it is."""
         shift = geometry.matrix[:2, 2].tolist()
         if not torch.equal(geometry.matrix, Geometry.shift(*shift).matrix):
-            return whitened(self.y, geometry, limit)
-        if self.plain is None:
-            self.plain = _plain(self.y)
-        return self.plain._replace(x0=shift[0] + self.plain.x0, y0=shift[1] + self.plain.y0)
+            return whitened(self._plane(plane), geometry, limit)
+        if plane not in self.plain:
+            self.plain[plane] = _plain(self._plane(plane), PLAIN_SIDES[plane])
+        plain = self.plain[plane]
+        return plain._replace(x0=shift[0] + plain.x0, y0=shift[1] + plain.y0)
 
 
-def _geometries(y: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry | None, float, bool]]:
-    """(geometry, weight, searched) in the order in which they are tried."""
+def _attempts(seen: Tensor, size: int, search: bool) -> Iterator[tuple[int, Geometry | None, float, bool]]:
+    """(plane, geometry, weight, searched) of the planes (P, 1, H, W) in the order in which they are tried."""
+    for geometry, weight, searched in _geometries(seen, size, search):
+        for plane in range(len(seen)):
+            yield plane, geometry, weight / len(seen), searched
+
+
+def _geometries(seen: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry | None, float, bool]]:
     share = PLAIN_WEIGHT if search else 1.0
-    scale = size / min(y.shape[-2:])
+    scale = size / min(seen.shape[-2:])
     plain = [None] if scale == 1 else [None, Geometry.scale(scale)]
     for geometry in plain:
         yield geometry, share / len(plain), False
     if not search:
         return
-    spectra = levels(y)
+    spectra = levels(seen)
 
     def comb(aspects: tuple[float, ...], keep: int) -> list[Candidate]:
         return [c for level in spectra for c in candidates(level, aspects, keep=keep)]
@@ -217,41 +235,49 @@ def _geometries(y: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry |
             yield Geometry(matrix), first / (i + 1), True
 
 
-def attempt_tiles(y: Tensor, size: int = WORKING_SIZE, search: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def attempt_tiles(image: Tensor, size: int = WORKING_SIZE, search: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """What `read` compares with a key's patterns, before any polish: no key takes part in it.
 
     Args:
-        y: Luminance, (1, 1, H, W).
+        image: (1, 3, H, W) in [0, 1].
         size: See `KeyedExtractor.read`.
         search: Whether to search.
 
     Returns:
         Average tiles (A, 364), the weights of the attempts (A,), and whether the search proposed them (A,).
     """
-    shape = (y.shape[-2], y.shape[-1])
+    seen = planes(image)
+    shape = (image.shape[-2], image.shape[-1])
     tiles, weights, searched = [], [], []
-    for geometry, weight, proposed in _geometries(y, size, search):
-        straight = _plain(y) if geometry is None else whitened(y, _in_frame(geometry, shape), ATTEMPT_SIDE)
+    for plane, geometry, weight, proposed in _attempts(seen, size, search):
+        y = seen[plane : plane + 1]
+        if geometry is None:
+            straight = _plain(y, PLAIN_SIDES[plane])
+        else:
+            straight = whitened(y, _in_frame(geometry, shape), ATTEMPT_SIDES[plane])
         tiles.append(average_tile(straight)[0])
         weights.append(weight)
         searched.append(proposed)
     return torch.stack(tiles), torch.tensor(weights), torch.tensor(searched)
 
 
-def read(y: Tensor, carriers: Carriers, *, search: bool = True, fpr: float = 1e-6, size: int = WORKING_SIZE) -> Reading:
-    """Find and read a mark in luminance (1, 1, H, W); see `KeyedExtractor.read`."""
+def read(
+    image: Tensor, carriers: Carriers, *, search: bool = True, fpr: float = 1e-6, size: int = WORKING_SIZE
+) -> Reading:
+    """Find and read a mark in a picture (1, 3, H, W); see `KeyedExtractor.read`."""
     start = time.perf_counter()
-    attempts = Attempts(y, carriers)
+    attempts = Attempts(image, carriers)
     best: Attempt | None = None
     tried = 0
-    for geometry, weight, searched in _geometries(y, size, search):
-        attempt = attempts.attempt(geometry, weight, searched)
+    for plane, geometry, weight, searched in _attempts(attempts.planes, size, search):
+        attempt = attempts.attempt(plane, geometry, weight, searched)
         tried += 1
         if attempt.log_sync < PROMISING:
-            attempt = attempts.polish(attempt, ATTEMPT_SIDE if searched else POLISH_SIDE)
+            attempt = attempts.polish(attempt, ATTEMPT_SIDES[plane] if searched else POLISH_SIDE)
         if best is None or attempt.total_log10_p < best.total_log10_p:
             best = attempt
-        if best.total_log10_p <= CLEAR * math.log10(fpr):
+        last = plane == len(attempts.planes) - 1
+        if best.total_log10_p <= (CLEAR if last else SURE) * math.log10(fpr):
             break
     assert best is not None
     return _reading(

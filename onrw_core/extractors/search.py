@@ -73,13 +73,13 @@ class Candidate(NamedTuple):
 
 
 def levels(y: Tensor) -> list[Level]:
-    """Spectra of luminance (1, 1, H, W), fine and coarse."""
+    """Spectra of a picture's planes (P, 1, H, W), fine and coarse: what the comb of one lacks, another may have."""
     side = max(y.shape[-2:])
     fine = _shrunk(y, side / MAX_SIDE) if side > MAX_SIDE else y
     found = [fine]
     if min(fine.shape[-2:]) >= COARSE_SIDE * COARSE:
         found.append(_shrunk(fine, COARSE))
-    return [Level(_flattened(level), (y.shape[-1] / level.shape[-1], y.shape[-2] / level.shape[-2])) for level in found]
+    return [Level(sum(map(_flattened, level.split(1))) / len(level), (y.shape[-1] / level.shape[-1], y.shape[-2] / level.shape[-2])) for level in found]
 
 
 def _shrunk(y: Tensor, factor: float) -> Tensor:
@@ -88,6 +88,7 @@ def _shrunk(y: Tensor, factor: float) -> Tensor:
 
 
 def _flattened(y: Tensor) -> Tensor:
+    """S(f) of one plane (1, 1, H, W)."""
     height, width = y.shape[-2:]
     n = 512 if max(height, width) <= 320 else 1024
     mask = flat_mask(y)
