@@ -37,16 +37,17 @@ from .whitening import flat_mask, whiten
 __all__ = ["attempt_tiles", "average_tile", "read", "tile_of", "whitened"]
 
 WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in, pixels
-# Of the middle that is looked at, pixels, in the quiet plane, where less of a picture says as much, and in luminance.
+# Of the middle that is looked at, pixels, at first: in the quiet plane, where less of a picture says as much, and in
+# luminance.
 PLAIN_SIDES = (384, 2048)  # of a picture as it is
-ATTEMPT_SIDES = (448, 640)  # of a resampled one at first
-POLISH_SIDE = 1536  # and at last, in both
+ATTEMPT_SIDES = (448, 640)  # of a resampled one
+PLAIN_SIDE, POLISH_SIDE = 2048, 1536  # the same at last, in both
 PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
 PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
 PER_LINE = 8  # rotations read at scale 1, and scales without rotation
 NEGLIGIBLE = 0.3  # pixels; corrections below it are not made
 CLEAR = 3  # times log10 fpr: a weaker mark is kept, but a better geometry for it is still looked for
-SURE = 6  # times log10 fpr: hardly a bit in a thousand is wrong, and the other plane need not be asked
+SURE = 8  # times log10 fpr: hardly a bit in a thousand is wrong, and the other plane need not be asked
 SETTLING = 4  # polishes of a detected mark at most: each reaches a few pixels
 GAIN = 1.01  # in cosine that a correction must bring
 PREDICTED_GAIN = 1.005  # by moving whole tiles; below it, no picture is drawn to see
@@ -142,7 +143,7 @@ class Attempts:
         self.carriers = carriers
         self.sync = carriers.sync.to(image)
         self.shape = (image.shape[-2], image.shape[-1])
-        self.plain: dict[int, Straight] = {}
+        self.plain: dict[tuple[int, int], Straight] = {}
 
     def attempt(self, plane: int, geometry: Geometry | None, weight: float, searched: bool = False) -> Attempt:
         """Read a plane under a geometry that may lack a flip, quarter turns and a shift."""
@@ -165,11 +166,12 @@ class Attempts:
     def polish(self, attempt: Attempt, limit: int = POLISH_SIDE) -> Attempt:
         """Refine an attempt's geometry; it stays as it is where that does not help."""
         straight = self._straight(attempt.plane, attempt.geometry, limit)
+        tile = average_tile(straight)[0]
         tiles, centres = blocks(straight.y, straight.weight)
         tiles = shifted(tiles, straight.x0, straight.y0)
         centres = centres + torch.tensor([straight.x0, straight.y0])
         sync = self.sync[attempt.count]
-        geometry, tile, cosine = attempt.geometry, attempt.tile, attempt.cosine
+        geometry, cosine = attempt.geometry, float(F.cosine_similarity(tile, sync, dim=0))
         for perspective in (False, True):
             correction, gain = polished(tiles, centres, sync, perspective)
             if gain < PREDICTED_GAIN:
@@ -195,9 +197,10 @@ class Attempts:
         shift = geometry.matrix[:2, 2].tolist()
         if not torch.equal(geometry.matrix, Geometry.shift(*shift).matrix):
             return whitened(self._plane(plane), geometry, limit)
-        if plane not in self.plain:
-            self.plain[plane] = _plain(self._plane(plane), PLAIN_SIDES[plane])
-        plain = self.plain[plane]
+        side = PLAIN_SIDE if limit == POLISH_SIDE else PLAIN_SIDES[plane]
+        if (plane, side) not in self.plain:
+            self.plain[plane, side] = _plain(self._plane(plane), side)
+        plain = self.plain[plane, side]
         return plain._replace(x0=shift[0] + plain.x0, y0=shift[1] + plain.y0)
 
 
@@ -269,24 +272,25 @@ def read(
     attempts = Attempts(image, carriers)
     best: Attempt | None = None
     tried = 0
+
+    def holds(attempt: Attempt, times: float) -> bool:
+        return attempt.total_log10_p <= times * math.log10(fpr)
+
     for plane, geometry, weight, searched in _attempts(attempts.planes, size, search):
         attempt = attempts.attempt(plane, geometry, weight, searched)
         tried += 1
         if attempt.log_sync < PROMISING:
-            attempt = attempts.polish(attempt, ATTEMPT_SIDES[plane] if searched else POLISH_SIDE)
+            first_look = searched or holds(attempt, SURE)
+            attempt = attempts.polish(attempt, ATTEMPT_SIDES[plane] if first_look else POLISH_SIDE)
         if best is None or attempt.total_log10_p < best.total_log10_p:
             best = attempt
         last = plane == len(attempts.planes) - 1
-        if best.total_log10_p <= (CLEAR if last else SURE) * math.log10(fpr):
+        if holds(best, CLEAR if last else SURE):
             break
     assert best is not None
-    return _reading(
-        _settled(attempts, best) if best.total_log10_p <= math.log10(fpr) else best,
-        carriers,
-        fpr,
-        tried,
-        time.perf_counter() - start,
-    )
+    if holds(best, 1) and (best.searched or not holds(best, SURE)):
+        best = _settled(attempts, best)
+    return _reading(best, carriers, fpr, tried, time.perf_counter() - start)
 
 
 def _settled(attempts: Attempts, found: Attempt) -> Attempt:
