@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from onrw_core.cli import main
-from onrw_core.extractors import reader
+from onrw_core.extractors import proposals
 from onrw_core.extractors.carriers import Carriers, band_basis
 from onrw_core.keys import Key
 from onrw_core.message import encode_id
@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def test_folder_is_read_in_order(folder, capsys, monkeypatch):
-    monkeypatch.setattr(reader, "levels", None)  # what the search would call
+    monkeypatch.setattr(proposals, "levels", None)  # what the search would call
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert main(["extract", str(folder / "photos"), "--key", str(folder / "my.key"), "--plain", "--json"]) == 1
     captured = capsys.readouterr()
@@ -51,11 +51,11 @@ def test_folder_is_read_in_order(folder, capsys, monkeypatch):
 
 def test_what_is_not_found_plainly_is_searched(folder, capsys, monkeypatch):
     searched = []
-    levels = reader.levels
-    monkeypatch.setattr(reader, "levels", lambda y: searched.append(y.shape) or levels(y))
+    levels = proposals.levels
+    monkeypatch.setattr(proposals, "levels", lambda y: searched.append(y.shape) or levels(y))
     assert (
         main(["extract", *(str(folder / "photos" / f"{i}.png") for i in (0, 1)), "--key", str(folder / "my.key")]) == 0
     )
     first, second = capsys.readouterr().out.splitlines()
     assert "id 000000" in first and "nothing found" in second
-    assert len(searched) == 1
+    assert len(searched) == 2  # both planes of the second picture

@@ -12,6 +12,7 @@ from onrw_core.bench import false_positives as bench
 from onrw_core.cli import main
 from onrw_core.extractors.batch import presences
 from onrw_core.extractors.carriers import BIT_COUNTS, DIMENSIONS, FREQUENCIES, Carriers
+from onrw_core.extractors.proposals import PLAIN_SIDES, Proposal
 from onrw_core.extractors.reader import Attempts, attempt_tiles
 from onrw_core.keys import Key
 
@@ -60,7 +61,7 @@ def test_equals_the_reader_one_by_one():
     mark = key.sync[BIT_COUNTS.index(64)] + key.payload[:64].sum(0) / 8
     marked = tiles[:1] + mark.float() * tiles.norm() * torch.tensor([[0.0], [0.2], [1.0]])
     found = presences(marked, key)
-    one = Attempts(image, key).attempt(0, None, 1.0)
+    one = Attempts(image, key).attempt(Proposal(0, None, 1.0, PLAIN_SIDES[0]))
     assert one.log10_p == pytest.approx(found.log10_p[0], abs=1e-5)
     assert one.log_sync == pytest.approx(found.log_sync[0], abs=1e-5)
     assert torch.allclose(one.tile, found.tile[0], atol=1e-5)

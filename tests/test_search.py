@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onrw_core.extractors import reader
+from onrw_core.extractors import looks, proposals, reader
 from onrw_core.extractors.carriers import Carriers, band_basis
 from onrw_core.extractors.folding import shifted
 from onrw_core.extractors.frame import straighten
@@ -158,7 +158,9 @@ def test_reads_a_large_picture_by_its_middle(monkeypatch):
     """Beyond `PLAIN_SIDES` only the middle is looked at, and the shift is still that of the corner."""
     image = marked()
     expected = KeyedExtractor(KEY).read(image[0], search=False)
-    monkeypatch.setattr(reader, "PLAIN_SIDES", (300, 300))
+    monkeypatch.setattr(proposals, "PLAIN_SIDES", (300, 300))
+    for module in (looks, reader):
+        monkeypatch.setattr(module, "PLAIN_SIDE", 300)
     found = KeyedExtractor(KEY).read(image[0], search=False)
     assert found.detected and found.log10_p > expected.log10_p
     for a, b in zip(found.shift, expected.shift, strict=True):

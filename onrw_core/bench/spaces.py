@@ -51,7 +51,7 @@ CHECKS = 16  # random attacks that a step size is judged by
 REFERENCE = "noise"  # whose time is everybody's
 BASELINE = "pixel"  # what differences are taken to
 FPR = 1e-6
-LATENT_RATES = (0.05, 0.1, 0.2)
+LATENT_RATES = (0.1, 0.2, 0.4)
 
 Record = dict[str, Any]
 

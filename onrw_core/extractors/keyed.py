@@ -24,7 +24,8 @@ from ..metrics import luminance
 from .base import Extractor
 from .carriers import BIT_COUNTS, Carriers, KeyStream
 from .folding import HALF, half_tiles, shifted
-from .reader import WORKING_SIZE, average_tile, read, tile_of, whitened
+from .looks import average_tile, tile_of, whitened
+from .reader import WORKING_SIZE, read
 
 __all__ = ["KeyedExtractor"]
 

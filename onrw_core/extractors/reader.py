@@ -1,9 +1,8 @@
 """Blind reading: find the geometry of a marked picture, then its bits, with an honest p-value.
 
-Attempts are made in order: the picture as it is, the picture brought to the working size, the geometries that the
-search proposes, each in both planes (`planes`). In each attempt, the tile is aligned with the sync patterns over all
-shifts, flips and quarter turns; the most promising are polished. The reading stops at the first geometry whose p-value
-holds clearly; of the two planes the better one counts.
+Attempts are made as `proposals` has them. In each, the tile is aligned with the sync patterns over all shifts, flips and
+quarter turns; the most promising are polished. The reading stops at the first attempt whose p-value holds clearly. Its
+bits are those of the plane in which the mark is clearer.
 
 Every attempt j has a weight w_j, fixed beforehand, and the weights sum to 1. Then min_j p_j / w_j is a p-value for
 all of them together (weighted Bonferroni), whenever one stops.
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,29 +24,20 @@ from ..geometry import Geometry
 from .alignment import ORIENTATIONS
 from .batch import presence, presences
 from .carriers import BIT_COUNTS, TILE, Carriers
-from .folding import coefficients, fold, shifted
-from .frame import MAX_SIDE, Straight, straighten
-from .planes import planes
+from .folding import shifted
+from .looks import PLAIN_SIDE, Looks, average_tile
 from .polish import blocks, polished
-from .search import ASPECTS, Candidate, candidates, levels, on_lines
-from .spectrum import BAND, flatten_spectrum
-from .whitening import flat_mask, whiten
+from .proposals import Proposal, proposals
 
-__all__ = ["attempt_tiles", "average_tile", "read", "tile_of", "whitened"]
+__all__ = ["WORKING_SIZE", "attempt_tiles", "read"]
 
 WORKING_SIZE = 512  # the shorter side of the frame that pictures are marked in, pixels
-# Of the middle that is looked at, pixels, at first: in the quiet plane, where less of a picture says as much, and in
-# luminance.
-PLAIN_SIDES = (384, 2048)  # of a picture as it is
-ATTEMPT_SIDES = (448, 640)  # of a resampled one
-PLAIN_SIDE, POLISH_SIDE = 2048, 1536  # the same at last, in both
-PLAIN_WEIGHT = 0.5  # of the plain attempts together; the rest goes to the search
-PER_LEVEL, PER_LEVEL_ASPECT = 8, 8  # candidates read per spectrum, without and with aspect changes
-PER_LINE = 8  # rotations read at scale 1, and scales without rotation
+POLISH_SIDE = 1536  # of the middle that is looked at last, pixels
+GROWTH = 2.0  # of that side from polish to polish: a geometry that holds in the middle may be off further out
 NEGLIGIBLE = 0.3  # pixels; corrections below it are not made
 CLEAR = 3  # times log10 fpr: a weaker mark is kept, but a better geometry for it is still looked for
-SURE = 8  # times log10 fpr: hardly a bit in a thousand is wrong, and the other plane need not be asked
-SETTLING = 4  # polishes of a detected mark at most: each reaches a few pixels
+SURE = 8  # times log10 fpr: hardly a bit in a thousand is wrong, and no more is looked at
+SETTLING = 6  # polishes of a detected mark at most: each reaches a few pixels
 GAIN = 1.01  # in cosine that a correction must bring
 PREDICTED_GAIN = 1.005  # by moving whole tiles; below it, no picture is drawn to see
 PROMISING = math.log(0.1)  # log_sync that earns an attempt its polish; the payload must not decide that
@@ -68,6 +57,7 @@ class Attempt:
         log10_p: Presence in this attempt alone.
         weight: w_j.
         searched: Whether the search proposed it.
+        side: Of the middle that was looked at, at most, pixels.
         still: Whether a polish left it as it was, and would again.
     """
 
@@ -79,7 +69,8 @@ class Attempt:
     log_sync: float
     log10_p: float
     weight: float
-    searched: bool = False
+    searched: bool
+    side: int
     still: bool = False
 
     @property
@@ -87,155 +78,89 @@ class Attempt:
         return min(0.0, self.log10_p - math.log10(self.weight))
 
 
-def _weight(y: Tensor, weight: Tensor | None) -> Tensor | None:
-    flat = flat_mask(y)
-    if flat is None or weight is None:
-        return flat if weight is None else weight
-    return weight * flat
-
-
-def whitened(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Straight:
-    """Set luminance (B, 1, H, W) straight and whiten it; what is flat or outside of the picture has weight 0."""
-    straight = straighten(y, geometry, limit)
-    weight = _weight(straight.y, straight.weight)
-    flat = flatten_spectrum(whiten(straight.y, weight), BAND)
-    return straight._replace(y=flat if weight is None else flat * weight, weight=weight)
-
-
-def _plain(y: Tensor, limit: int) -> Straight:
-    """The middle of a picture as it is, whitened."""
-    top, left = (max(0, (side - limit) // 2) for side in y.shape[-2:])
-    middle = whitened(y[..., top : top + limit, left : left + limit], None)
-    return middle._replace(x0=float(left), y0=float(top))
-
-
-def average_tile(straight: Straight) -> Tensor:
-    """The average tile in the band, (B, 364), of a whitened picture."""
-    tile = coefficients(fold(straight.y, straight.weight))
-    return tile if straight.x0 == straight.y0 == 0 else shifted(tile, straight.x0, straight.y0)
-
-
-def tile_of(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Tensor:
-    """The average tile in the band, (B, 364), of luminance (B, 1, H, W) with known geometry; differentiable."""
-    return average_tile(whitened(y, geometry, limit))
-
-
-def _placed(orientation: int, x: Tensor, y: Tensor) -> Geometry:
+def _moved(orientation: int, x: Tensor, y: Tensor) -> Geometry:
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[:2, :2] = ORIENTATIONS[orientation].double()
     matrix[:2, 2] = torch.stack([x, y]).double()
     return Geometry(matrix)
 
 
-def _in_frame(geometry: Geometry, shape: tuple[int, int]) -> Geometry:
-    """The same geometry moved by whole tiles, so that the picture begins in the marked frame's first tile."""
-    height, width = shape
-    corners = geometry.apply(torch.tensor([[0, 0], [width, 0], [0, height], [width, height]]))
-    x, y = (-(corners.min(0).values / TILE).floor() * TILE).tolist()
-    return Geometry.shift(x, y) @ geometry
-
-
 class Attempts:
-    """Makes and polishes attempts on one picture."""
+    """Makes and polishes attempts on one picture, (1, 3, H, W)."""
 
     def __init__(self, image: Tensor, carriers: Carriers):
-        self.planes = planes(image)
+        self.looks = Looks(image)
         self.carriers = carriers
         self.sync = carriers.sync.to(image)
-        self.shape = (image.shape[-2], image.shape[-1])
-        self.plain: dict[tuple[int, int], Straight] = {}
 
-    def attempt(self, plane: int, geometry: Geometry | None, weight: float, searched: bool = False) -> Attempt:
-        """Read a plane under a geometry that may lack a flip, quarter turns and a shift."""
-        geometry = _in_frame(geometry or Geometry.identity(), self.shape)
-        tile = average_tile(self._straight(plane, geometry, ATTEMPT_SIDES[plane]))
-        found = presences(tile, self.carriers)
-        placed = _placed(int(found.orientation[0]), found.x[0], found.y[0])
+    def attempt(self, proposal: Proposal) -> Attempt:
+        """Read under a geometry that may lack a flip, quarter turns and a shift."""
+        geometry = self.looks.placed(proposal.geometry)
+        found = presences(self.looks.tile(proposal.plane, geometry, proposal.side), self.carriers)
+        moved = _moved(int(found.orientation[0]), found.x[0], found.y[0])
         return Attempt(
             found.tile[0],
-            plane,
-            _in_frame(placed @ geometry, self.shape),
+            proposal.plane,
+            self.looks.placed(moved @ geometry),
             int(found.count[0]),
             float(found.cosine[0]),
             float(found.log_sync[0]),
             float(found.log10_p[0]),
-            weight,
-            searched,
+            proposal.weight,
+            proposal.searched,
+            proposal.side,
         )
 
-    def polish(self, attempt: Attempt, limit: int = POLISH_SIDE) -> Attempt:
-        """Refine an attempt's geometry; it stays as it is where that does not help."""
-        straight = self._straight(attempt.plane, attempt.geometry, limit)
-        tile = average_tile(straight)[0]
+    def polish(self, attempt: Attempt, side: int) -> Attempt:
+        """Refine an attempt's geometry on a middle of `side` pixels; it stays as it is where that does not help."""
+        straight = self.looks.straight(attempt.plane, attempt.geometry, side)
         tiles, centres = blocks(straight.y, straight.weight)
         tiles = shifted(tiles, straight.x0, straight.y0)
         centres = centres + torch.tensor([straight.x0, straight.y0])
         sync = self.sync[attempt.count]
-        geometry, cosine = attempt.geometry, float(F.cosine_similarity(tile, sync, dim=0))
+        geometry, tile = attempt.geometry, average_tile(straight)[0]
+        cosine = float(F.cosine_similarity(tile, sync, dim=0))
         for perspective in (False, True):
             correction, gain = polished(tiles, centres, sync, perspective)
             if gain < PREDICTED_GAIN:
                 continue
             if float((correction.apply(centres) - centres).norm(dim=1).max()) < NEGLIGIBLE:
                 continue  # exact shifts and quarter turns stay exact, and cost no resampling
-            changed = _in_frame(correction @ attempt.geometry, self.shape)
-            new = tile_of(self._plane(attempt.plane), changed, limit)[0]
+            changed = self.looks.placed(correction @ attempt.geometry)
+            new = self.looks.tile(attempt.plane, changed, side)[0]
             similarity = float(F.cosine_similarity(new, sync, dim=0))
             if similarity > cosine * GAIN:
                 geometry, tile, cosine = changed, new, similarity
         # The sync pattern was used up by the climb: its p-value stays that of the unpolished tile.
         count, log_sync = torch.tensor([attempt.count]), np.array([attempt.log_sync])
         log10_p = float(presence(tile[None], log_sync, count, self.carriers)[0])
-        still = geometry is attempt.geometry and limit == POLISH_SIDE
-        return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p, still=still)
+        still = geometry is attempt.geometry and side >= POLISH_SIDE
+        return replace(attempt, tile=tile, geometry=geometry, cosine=cosine, log10_p=log10_p, side=side, still=still)
 
-    def _plane(self, plane: int) -> Tensor:
-        return self.planes[plane : plane + 1]
+    def settled(self, found: Attempt) -> Attempt:
+        """Polish a detected mark, further and further out, until its geometry stands still.
 
-    def _straight(self, plane: int, geometry: Geometry, limit: int) -> Straight:
-        """`whitened`, made once for all shifts of the picture as it is."""
-        shift = geometry.matrix[:2, 2].tolist()
-        if not torch.equal(geometry.matrix, Geometry.shift(*shift).matrix):
-            return whitened(self._plane(plane), geometry, limit)
-        side = PLAIN_SIDE if limit == POLISH_SIDE else PLAIN_SIDES[plane]
-        if (plane, side) not in self.plain:
-            self.plain[plane, side] = _plain(self._plane(plane), side)
-        plain = self.plain[plane, side]
-        return plain._replace(x0=shift[0] + plain.x0, y0=shift[1] + plain.y0)
+        Then take the plane in which it is clearer. The p-value stays that of the detection.
+        """
+        log10_p = found.log10_p
+        for _ in range(SETTLING):
+            if found.still:
+                break
+            whole = found.side >= POLISH_SIDE
+            better = self.polish(found, found.side if whole else _wider(found.side))
+            if whole and better.cosine <= found.cosine * GAIN:
+                break
+            found = better
+        for plane in range(len(self.looks.planes)):
+            tile = self.looks.tile(plane, found.geometry, found.side)[0]
+            cosine = float(F.cosine_similarity(tile, self.sync[found.count], dim=0))
+            if cosine > found.cosine:
+                found = replace(found, plane=plane, tile=tile, cosine=cosine)
+        return replace(found, log10_p=log10_p)
 
 
-def _attempts(seen: Tensor, size: int, search: bool) -> Iterator[tuple[int, Geometry | None, float, bool]]:
-    """(plane, geometry, weight, searched) of the planes (P, 1, H, W) in the order in which they are tried."""
-    for geometry, weight, searched in _geometries(seen, size, search):
-        for plane in range(len(seen)):
-            yield plane, geometry, weight / len(seen), searched
-
-
-def _geometries(seen: Tensor, size: int, search: bool) -> Iterator[tuple[Geometry | None, float, bool]]:
-    share = PLAIN_WEIGHT if search else 1.0
-    scale = size / min(seen.shape[-2:])
-    plain = [None] if scale == 1 else [None, Geometry.scale(scale)]
-    for geometry in plain:
-        yield geometry, share / len(plain), False
-    if not search:
-        return
-    spectra = levels(seen)
-
-    def comb(aspects: tuple[float, ...], keep: int) -> list[Candidate]:
-        return [c for level in spectra for c in candidates(level, aspects, keep=keep)]
-
-    stages = (
-        (PER_LEVEL * len(spectra), lambda: comb((1.0,), PER_LEVEL)),
-        (2 * PER_LINE, lambda: on_lines(spectra[0], PER_LINE)),
-        (PER_LEVEL_ASPECT * len(spectra), lambda: comb(ASPECTS[1:], PER_LEVEL_ASPECT)),
-    )
-    for most, found in stages:
-        # The more comb-like, the more of the weight: 1, 1/2, 1/3, ...
-        first = (1 - share) / (len(stages) * sum(1 / (i + 1) for i in range(most)))
-        for i, candidate in enumerate(sorted(found(), key=lambda c: -c.score)):
-            matrix = torch.eye(3, dtype=torch.float64)
-            matrix[:2, :2] = candidate.linear
-            yield Geometry(matrix), first / (i + 1), True
+def _wider(side: int) -> int:
+    return min(POLISH_SIDE, round(GROWTH * side))
 
 
 def attempt_tiles(image: Tensor, size: int = WORKING_SIZE, search: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,19 +174,10 @@ def attempt_tiles(image: Tensor, size: int = WORKING_SIZE, search: bool = True) 
     Returns:
         Average tiles (A, 364), the weights of the attempts (A,), and whether the search proposed them (A,).
     """
-    seen = planes(image)
-    shape = (image.shape[-2], image.shape[-1])
-    tiles, weights, searched = [], [], []
-    for plane, geometry, weight, proposed in _attempts(seen, size, search):
-        y = seen[plane : plane + 1]
-        if geometry is None:
-            straight = _plain(y, PLAIN_SIDES[plane])
-        else:
-            straight = whitened(y, _in_frame(geometry, shape), ATTEMPT_SIDES[plane])
-        tiles.append(average_tile(straight)[0])
-        weights.append(weight)
-        searched.append(proposed)
-    return torch.stack(tiles), torch.tensor(weights), torch.tensor(searched)
+    looks = Looks(image)
+    made = list(proposals(looks.planes, size, search))
+    tiles = [looks.tile(one.plane, looks.placed(one.geometry), one.side)[0] for one in made]
+    return torch.stack(tiles), torch.tensor([one.weight for one in made]), torch.tensor([one.searched for one in made])
 
 
 def read(
@@ -276,34 +192,20 @@ def read(
     def holds(attempt: Attempt, times: float) -> bool:
         return attempt.total_log10_p <= times * math.log10(fpr)
 
-    for plane, geometry, weight, searched in _attempts(attempts.planes, size, search):
-        attempt = attempts.attempt(plane, geometry, weight, searched)
+    for proposal in proposals(attempts.looks.planes, size, search):
+        attempt = attempts.attempt(proposal)
         tried += 1
         if attempt.log_sync < PROMISING:
-            first_look = searched or holds(attempt, SURE)
-            attempt = attempts.polish(attempt, ATTEMPT_SIDES[plane] if first_look else POLISH_SIDE)
+            whole = not proposal.searched and not holds(attempt, SURE)
+            attempt = attempts.polish(attempt, PLAIN_SIDE if whole else attempt.side)
         if best is None or attempt.total_log10_p < best.total_log10_p:
             best = attempt
-        last = plane == len(attempts.planes) - 1
-        if holds(best, CLEAR if last else SURE):
+        if holds(best, CLEAR):
             break
     assert best is not None
     if holds(best, 1) and (best.searched or not holds(best, SURE)):
-        best = _settled(attempts, best)
+        best = attempts.settled(best)
     return _reading(best, carriers, fpr, tried, time.perf_counter() - start)
-
-
-def _settled(attempts: Attempts, found: Attempt) -> Attempt:
-    """Polish a detected mark until its geometry stands still; the p-value stays that of the detection."""
-    log10_p = found.log10_p
-    for _ in range(SETTLING):
-        if found.still:
-            break
-        better = attempts.polish(found)
-        if better.cosine <= found.cosine * GAIN:
-            break
-        found = better
-    return replace(found, log10_p=log10_p)
 
 
 def _reading(best: Attempt, carriers: Carriers, fpr: float, tried: int, seconds: float) -> Reading:

@@ -9,7 +9,8 @@ coordinates p lie at q = A p + b in the marked frame, these appear at f = A^T k 
 them
    (a template holds one point of equal weight per lattice frequency, so the sum is the log-likelihood of weak peaks);
    aspect changes have templates of their own;
-3. the best candidates are refined in all four numbers of A on the spectrum itself;
+3. the best candidates are refined in all four numbers of A on the spectrum itself; a stretch along a diagonal, which has
+   no template, shows as every second point of the lattice, turned by 45 degrees, and is taken back to the whole of it;
 4. in small crops the comb is too weak to stand out of all rotations and scales at once, but not of the rotations or the
    scales alone: pictures that were only turned, or only resized, are looked for on those two lines.
 
@@ -73,13 +74,13 @@ class Candidate(NamedTuple):
 
 
 def levels(y: Tensor) -> list[Level]:
-    """Spectra of a picture's planes (P, 1, H, W), fine and coarse: what the comb of one lacks, another may have."""
+    """Spectra of a plane of the picture (1, 1, H, W), fine and coarse."""
     side = max(y.shape[-2:])
     fine = _shrunk(y, side / MAX_SIDE) if side > MAX_SIDE else y
     found = [fine]
     if min(fine.shape[-2:]) >= COARSE_SIDE * COARSE:
         found.append(_shrunk(fine, COARSE))
-    return [Level(sum(map(_flattened, level.split(1))) / len(level), (y.shape[-1] / level.shape[-1], y.shape[-2] / level.shape[-2])) for level in found]
+    return [Level(_flattened(level), (y.shape[-1] / level.shape[-1], y.shape[-2] / level.shape[-2])) for level in found]
 
 
 def _shrunk(y: Tensor, factor: float) -> Tensor:
@@ -88,7 +89,6 @@ def _shrunk(y: Tensor, factor: float) -> Tensor:
 
 
 def _flattened(y: Tensor) -> Tensor:
-    """S(f) of one plane (1, 1, H, W)."""
     height, width = y.shape[-2:]
     n = 512 if max(height, width) <= 320 else 1024
     mask = flat_mask(y)
@@ -204,6 +204,10 @@ DIRECTIONS = torch.tensor(
 )
 
 
+# From the lattice of every second point to the whole one.
+WHOLE = torch.linalg.inv(torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))
+
+
 def _refined(spectrum: Tensor, linear: Tensor, rounds: int = 5) -> tuple[Tensor, Tensor]:
     """Climb each A to a nearby maximum of the comb: pattern search with halving steps in four directions."""
     steps = torch.tensor([0.004, 0.004, 0.006, 0.004])
@@ -233,6 +237,11 @@ def candidates(level: Level, aspects: tuple[float, ...] = (1.0,), top: int = 24,
     linear, score = _coarse(level.spectrum, aspects, top)
     linear = linear[score.topk(min(REFINED, len(score))).indices]
     linear, score = _refined(level.spectrum, linear)
+    whole = WHOLE @ linear
+    fuller = comb_score(level.spectrum, whole) > score
+    if fuller.any():
+        linear, score = linear.clone(), score.clone()
+        linear[fuller], score[fuller] = _refined(level.spectrum, whole[fuller])
     return _listed(level, linear, score, keep)
 
 
