@@ -127,7 +127,11 @@ MIX = (
 
 TURNING = frozenset({"rotation", "aspect", "perspective"})  # what decoders without a search cannot undo
 # What a mark for them can be made to stand, but not without being shown it often; the rest they read soon.
-UPRIGHT = (Range("rotation", -40, 40, weight=1.5), Range("resize", 0.18, 0.6, weight=2.0))
+UPRIGHT = (
+    Range("rotation", -35, 35, weight=4.0),
+    Range("resize", 0.18, 0.6, weight=2.0),
+    Range("brightness", 1.2, 2.3, weight=1.5),
+)
 GEOMETRIC = frozenset({"crop-random", "rotation", "resize", "aspect", "perspective"})
 
 
@@ -211,7 +215,8 @@ MIXES = {
 
 def training_mix(name: str = "all", made: Sequence[Drawn] = (), window: int | None = None) -> TrainingMix:
     """One of `MIXES`: "all", "regeneration" (all, and a model that makes the picture anew), "geometric" (crops, turns,
-    sizes), "upright" (no large turns or distortions, more small sizes), "values" (JPEG, noise, tones) or "none".
+    sizes), "upright" (no large turns or distortions, more small
+    turns, small sizes and bright pictures), "values" (JPEG, noise, tones) or "none".
 
     Args:
         name: Which.

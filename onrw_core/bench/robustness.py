@@ -129,7 +129,6 @@ def _onrw(
         learning_rate=args.learning_rate,
         steps=args.steps,
         iterations=args.iterations,
-        attacks=args.attacks,
     )
 
     def psnr_of(peer: System, photo: Photo) -> float:
@@ -143,7 +142,7 @@ def _onrw(
             continue  # others' decoders have the bits that they have
         extractor = load_extractor(name, key, bits, args.allow_torchscript).to(args.device)
         decibels, peer = _target(target, others)
-        settings = base.with_(**({} if name == "keyed" else MARKING)).with_(mix=args.mix)
+        settings = base.with_(**({} if name == "keyed" else MARKING)).with_(mix=args.mix, attacks=args.attacks)
         settings = settings.with_(target_psnr=decibels, space=space, start_sigma=sigma, learning_rate=rate)
         parts = ["ONRW"]
         parts += [extractor.name] if len(args.extractor) > 1 or name != "keyed" else []
