@@ -180,7 +180,8 @@ class ComposeNode(io.ComfyNode):
                 io.Boolean.Input(
                     "luma_only",
                     default=PRESETS[DEFAULT_PRESET].luma_only,
-                    tooltip="Add only the brightness of the change, as ONRW Constrained Denoise does.",
+                    tooltip="Add only the brightness of the change, in the colour that costs least PSNR, as ONRW "
+                    "Constrained Denoise does.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the change may lie."),
             ],

@@ -5,7 +5,7 @@
   off what is coarser than texture, divides by the local strength, with peaks compressed, and multiplies by the
   visibility map: the decoder says what the residual looks like, and the map alone how strong it is where. Where readers
   look at luminance, only the residual's luminance is added, in the colour that changes luminance most for its squared
-  error.
+  error; grey pictures stay grey.
 - "mask": ``mask * decode(z_w) + (1 - mask) * original``, as in the ONRW paper. PSNR is what the autoencoder leaves.
 
 `Composer` does it at the working size inside the optimisation, differentiably; `compose` makes the final picture at the
@@ -88,7 +88,7 @@ class Composer:
             mask: (1, 1, h, w) in [0, 1], any size: where the mark may lie; None for everywhere.
             target_psnr: In dB, inside the mask.
             visibility: Shape the residual by `visibility.visibility`; if not, it is only scaled.
-            luma_only: Use only the residual's luminance, in the colour `LUMA_COLOUR`.
+            luma_only: Use only the residual's luminance, in the colour `LUMA_COLOUR`, or in grey on grey pictures.
 
         Raises:
             ValueError: Unknown mode, shapes that do not fit, or an empty mask.
@@ -99,7 +99,8 @@ class Composer:
         self.mask = None if mask is None else _resized(mask.to(original), original.shape[-2:], "bilinear")
         self.target_psnr = target_psnr
         self.luma_only = luma_only
-        self.weight = visibility_map(original, target_psnr, _colour(luma_only)) if visibility else None
+        self.colour = _colour(original) if luma_only else None
+        self.weight = visibility_map(original, target_psnr, self.colour) if visibility else None
 
     def __call__(self, decoded: Tensor, decoded_original: Tensor) -> Tensor:
         """The marked picture (1, 3, H, W) from the decoded latents with and without the mark, both of its size."""
@@ -110,7 +111,7 @@ class Composer:
 
     def shaped(self, residual: Tensor) -> Tensor:
         """The residual levelled, under visibility and mask, before scaling."""
-        return _coloured(_masked(_shaped(residual, self.weight, self.luma_only), self.mask))
+        return _coloured(_masked(_shaped(residual, self.weight, self.luma_only), self.mask), self.colour)
 
     def scale(self, shaped: Tensor) -> Tensor:
         """Factor that brings a shaped residual to the target PSNR, rounding counted; a scalar tensor."""
@@ -144,7 +145,7 @@ def compose(
             the picture has room for it.
         visibility: Shape the residual by `visibility.visibility` of the original at the size of `decoded`; if not, it
             is only scaled.
-        luma_only: Use only the residual's luminance, in the colour `LUMA_COLOUR`.
+        luma_only: Use only the residual's luminance, in the colour `LUMA_COLOUR`, or in grey on grey pictures.
 
     Raises:
         ValueError: Unknown mode, shapes that do not fit, or an empty mask.
@@ -163,9 +164,10 @@ def compose(
             image, scale = round_8bit(_blend(original, _resized(decoded, size), mask)), 1.0
         else:
             working = _resized(original, decoded.shape[-2:]).clamp(0, 1)
-            weight = visibility_map(working, target_psnr, _colour(luma_only)) if visibility else None
+            colour = _colour(original) if luma_only else None
+            weight = visibility_map(working, target_psnr, colour) if visibility else None
             residual = _shaped(decoded - decoded_original, weight, luma_only)
-            residual = _coloured(_masked(_resized(residual, size), mask))
+            residual = _coloured(_masked(_resized(residual, size), mask), colour)
             image, scale = _scaled_to(original, residual, target_psnr, mask)
         return Composition(image, image - original, scale, psnr(image, original, mask), psnr(image, original))
 
@@ -222,13 +224,15 @@ def _shaped(residual: Tensor, weight: Tensor | None, luma_only: bool) -> Tensor:
     return residual if weight is None else weight * _levelled(residual - _neighbourhood(residual, MEAN_SIGMA))
 
 
-def _colour(luma_only: bool) -> tuple[float, float, float] | None:
-    return LUMA_COLOUR if luma_only else None
+def _colour(original: Tensor) -> tuple[float, float, float]:
+    """Of a change of luminance."""
+    coloured = bool((original.amax(1) - original.amin(1)).max() > 0.5 / LEVELS)
+    return LUMA_COLOUR if coloured else (1.0, 1.0, 1.0)
 
 
-def _coloured(residual: Tensor) -> Tensor:
-    """A residual of one channel, its luminance, in all three."""
-    return residual if residual.shape[1] == 3 else residual * residual.new_tensor(LUMA_COLOUR)[:, None, None]
+def _coloured(residual: Tensor, colour: tuple[float, float, float] | None) -> Tensor:
+    """A residual of one channel, its luminance, in all three; without a colour it has them already."""
+    return residual if colour is None else residual * residual.new_tensor(colour)[:, None, None]
 
 
 def _levelled(residual: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class Settings:
         mix: What they are drawn from, one of `attacks.MIXES`.
         target_psnr: In dB, of the composed picture.
         composition: "residual" or "mask", see `compose`.
-        luma_only: Add only the residual's luminance to the picture.
+        luma_only: Add only the residual's luminance to the picture, in one colour, see `compose`.
         visibility: Level the residual and shape it by `visibility.visibility`; if not, the gradient alone says how
             strong it is where.
         warm_steps: Steps on the picture before those through the model.

@@ -105,6 +105,13 @@ def test_luma_only_adds_one_colour(scene):
     assert share > 1.3  # 1 for a residual of grey
 
 
+def test_grey_pictures_stay_grey(scene):
+    grey = round_8bit(luminance(scene[0]).expand(-1, 3, -1, -1))
+    image = compose(grey, *scene[1:], luma_only=True, target_psnr=40).image
+    assert torch.equal(image, image[:, :1].expand(-1, 3, -1, -1))
+    assert psnr(image, grey) == pytest.approx(40, abs=0.1)
+
+
 def test_loop_and_final_picture_agree(scene):
     """A residual above the target comes out alike from both."""
     inside = Composer(scene[0], target_psnr=40)(*scene[1:])
