@@ -49,7 +49,7 @@ def test_compares_and_resumes(folders, monkeypatch, capsys):
     assert rows["noise", "time"]["iterations"] == rows["pixel", "iterations"]["iterations"] == 2
     assert rows["pixel", "time"]["iterations"] >= 2  # the UNet takes longer than nothing
     noise = rows["noise", "iterations"]
-    assert set(noise["tried"]) == {"0.05", "0.1", "0.2"} and str(noise["rate"]) in noise["tried"]
+    assert set(noise["tried"]) == {"0.1", "0.2", "0.4"} and str(noise["rate"]) in noise["tried"]
     assert abs(noise["psnr"] - 42) < 0.5
     figures, pixel = noise["suites"]["regeneration"], rows["pixel", "iterations"]["suites"]["regeneration"]
     assert figures["interval"][0] <= figures["bit_accuracy"] <= figures["interval"][1]
