@@ -52,9 +52,7 @@ DARK, DARK_GAIN = 0.2, 0.25  # luminance below which, and logarithm of the ampli
 BRIGHT, BRIGHT_GAIN = 0.85, 0.15
 
 
-def visibility(
-    images: Tensor, target_psnr: float = 42.0, colour: tuple[float, float, float] | None = None
-) -> Tensor:
+def visibility(images: Tensor, target_psnr: float = 42.0, colour: tuple[float, float, float] | None = None) -> Tensor:
     """Relative amplitude that a residual may have.
 
     Args:

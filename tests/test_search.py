@@ -16,6 +16,7 @@ from onrw_core.extractors.search import ASPECTS, candidates, levels, on_lines
 from onrw_core.extractors.whitening import whiten
 from onrw_core.geometry import Geometry, resample
 from onrw_core.keys import Key
+from onrw_core.metrics import LUMA_COLOUR
 
 SIZE = 512
 KEY = Key(bytes(range(32)))
@@ -182,3 +183,36 @@ def test_quarter_turns_of_large_pictures_are_drawn_in_the_middle():
     x0, y0 = int(middle.x0 - whole.x0), int(middle.y0 - whole.y0)
     assert middle.y.shape[-2:] == (40, 40) and (x0, y0) == (25, 45)
     assert torch.equal(middle.y, whole.y[..., y0 : y0 + 40, x0 : x0 + 40])
+
+
+def test_a_stretch_along_a_diagonal_is_found_whole(picture):
+    """It has no template, and every second point of its lattice looks like a rotation with a stretch along the axes."""
+    stretch = torch.eye(3, dtype=torch.float64)
+    stretch[:2, :2] = torch.tensor([[1.0, 0.09], [0.09, 1.0]])
+    middle = Geometry.shift(SIZE / 2, SIZE / 2)
+    truth = middle @ Geometry(stretch) @ middle.inverse()
+    received = resample(picture, truth, (SIZE, SIZE))
+    best = candidates(levels(luma(received))[0], ASPECTS)[0]
+    product = best.linear @ torch.linalg.inv(truth.matrix[:2, :2])
+    assert relation(best, truth.matrix[:2, :2]) < 0.01
+    assert abs(abs(float(torch.linalg.det(product))) - 1) < 0.02
+
+
+def test_reads_pictures_in_perspective(picture):
+    """A quarter larger at one side than at the other."""
+    matrix = torch.tensor([[1.126, 0.035, -28], [-0.028, 1.084, -7], [2.8e-4, -1.4e-4, 1]], dtype=torch.float64)
+    reading = KeyedExtractor(KEY).read(resample(picture, Geometry(matrix), (SIZE, SIZE))[0])
+    assert reading.detected and torch.equal(reading.bits, BITS)
+
+
+def test_a_mark_in_colour_stands_out_of_grey_texture():
+    mark = luma(marked(256) - marked(256, amplitude=0.0))
+    texture = torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(5))
+    grey = 0.5 + F.avg_pool2d(0.2 * texture, 3, 1, 1).clamp(-0.3, 0.3)
+    extractor = KeyedExtractor(KEY)
+    as_grey, in_colour = (
+        extractor.read((grey + mark * torch.tensor(colour)[:, None, None])[0], search=False)
+        for colour in ((1.0, 1.0, 1.0), LUMA_COLOUR)
+    )
+    assert in_colour.log10_p < 2 * as_grey.log10_p
+    assert torch.equal(in_colour.bits, BITS)

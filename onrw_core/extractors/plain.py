@@ -26,8 +26,8 @@ __all__ = ["MARKING", "PlainReading", "message_log10_p", "read_plain"]
 
 # Of `optimise.Settings`, for marks that such decoders read: attacks that they cannot undo drown the others out, they
 # look at colours, they do not divide by local contrast (so the gradient may say where to be strong), and a step through
-# the model costs little more than one on the picture, where steps go further. Their gradients differ more from attack to
-# attack, so an iteration sees more of them.
+# the model costs little more than one on the picture, where steps go further. Their gradients differ much from attack
+# to attack, so an iteration sees more of them.
 MARKING = {"mix": "upright", "luma_only": False, "visibility": False, "warm_steps": 16, "attacks": 6}
 
 TEXT_AND_ID_HEADERS = 3

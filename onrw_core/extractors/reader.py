@@ -1,8 +1,8 @@
 """Blind reading: find the geometry of a marked picture, then its bits, with an honest p-value.
 
-Attempts are made as `proposals` has them. In each, the tile is aligned with the sync patterns over all shifts, flips and
-quarter turns; the most promising are polished. The reading stops at the first attempt whose p-value holds clearly. Its
-bits are those of the plane in which the mark is clearer.
+Attempts are made as `proposals` has them. In each, the tile is aligned with the sync patterns over all shifts, flips
+and quarter turns; the most promising are polished. The reading stops at the first attempt whose p-value holds clearly.
+Its bits are those of the plane in which the mark is clearer.
 
 Every attempt j has a weight w_j, fixed beforehand, and the weights sum to 1. Then min_j p_j / w_j is a p-value for
 all of them together (weighted Bonferroni), whenever one stops.

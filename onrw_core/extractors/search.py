@@ -9,8 +9,8 @@ coordinates p lie at q = A p + b in the marked frame, these appear at f = A^T k 
 them
    (a template holds one point of equal weight per lattice frequency, so the sum is the log-likelihood of weak peaks);
    aspect changes have templates of their own;
-3. the best candidates are refined in all four numbers of A on the spectrum itself; a stretch along a diagonal, which has
-   no template, shows as every second point of the lattice, turned by 45 degrees, and is taken back to the whole of it;
+3. the best candidates are refined in all four numbers of A on the spectrum itself; a stretch along a diagonal, which
+   has no template, shows as every second point of the lattice, turned by 45 degrees, and is taken back to all of them;
 4. in small crops the comb is too weak to stand out of all rotations and scales at once, but not of the rotations or the
    scales alone: pictures that were only turned, or only resized, are looked for on those two lines.
 
