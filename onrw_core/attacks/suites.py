@@ -215,8 +215,8 @@ MIXES = {
 
 def training_mix(name: str = "all", made: Sequence[Drawn] = (), window: int | None = None) -> TrainingMix:
     """One of `MIXES`: "all", "regeneration" (all, and a model that makes the picture anew), "geometric" (crops, turns,
-    sizes), "upright" (no large turns or distortions, more small
-    turns, small sizes and bright pictures), "values" (JPEG, noise, tones) or "none".
+    sizes), "upright" (no large turns or distortions, more small turns, small sizes and bright pictures), "values"
+    (JPEG, noise, tones) or "none".
 
     Args:
         name: Which.

@@ -17,7 +17,6 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,13 @@ from ..attacks import attack, suite
 from ..extractors.alignment import roughness
 from ..extractors.batch import presences
 from ..extractors.carriers import Carriers
-from ..extractors.keyed import KeyedExtractor
 from ..extractors.reader import attempt_tiles
 from ..images import load
 from ..keys import Key
 from .cache import generator_for, publish, write
-from .photos import SUFFIXES, Photo, sized
+from .photos import SUFFIXES, sized
 
-__all__ = ["PATHS", "RATES", "add_arguments", "calibration", "false_positives", "run", "unmarked"]
+__all__ = ["PATHS", "RATES", "add_arguments", "calibration", "run", "unmarked"]
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 PATHS = ("plain", "search")  # what is read: the picture as it is, or that and all that the search proposes
@@ -46,8 +44,6 @@ RESAMPLED = 2000  # bootstrap draws
 INTERVAL = (2.5, 97.5)  # per cent
 OUT = Path("bench-false-positives")
 REPORT_EVERY = 50  # photos or keys
-
-Tell = Callable[[str], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -232,45 +228,3 @@ def _table(report: dict[str, Any]) -> str:
 
 def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def false_positives(
-    photos: list[Photo], key: Key, readings: int, seed: int, tell: Tell = lambda _: None
-) -> dict[str, Any]:
-    """Read photos, plain and after the suite onrw12, with keys that marked none of them.
-
-    Args:
-        photos: Unmarked.
-        key: Any key; wrong ones are derived from it.
-        readings: At least so many.
-        seed: Of the attacks' random draws.
-        tell: Called with a text now and then.
-
-    Returns:
-        readings, keys, photos, and counts and rates of p-values at or below each of `RATES`.
-    """
-    reader = KeyedExtractor(key)
-    tiles = []
-    for photo in photos:
-        for action in [attack("identity"), *suite("onrw12")]:
-            attacked = action(photo.image[None], generator_for(seed, photo.name, "unmarked", str(action)))
-            with torch.no_grad():
-                tiles.append(reader.tile(attacked.images)[0])
-    stack = torch.stack(tiles)
-    keys = math.ceil(readings / len(stack))
-    values = []
-    for i in range(keys):
-        wrong = Key(key.stream(f"wrong key {i}", 32))
-        values.append(presences(stack, Carriers.from_key(wrong)).log10_p)
-        if (i + 1) % REPORT_EVERY == 0:
-            tell(f"wrong key {i + 1}/{keys}")
-    log10_p = np.concatenate(values)
-    counts = {f"{rate:g}": int((log10_p <= math.log10(rate)).sum()) for rate in RATES}
-    return {
-        "readings": log10_p.size,
-        "keys": keys,
-        "photos": len(photos),
-        "counts": counts,
-        "rates": {rate: count / log10_p.size for rate, count in counts.items()},
-        "lowest_log10_p": float(log10_p.min()),
-    }

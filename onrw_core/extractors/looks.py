@@ -13,7 +13,7 @@ from .planes import planes
 from .spectrum import BAND, flatten_spectrum
 from .whitening import flat_mask, whiten
 
-__all__ = ["Looks", "average_tile", "in_frame", "tile_of", "whitened"]
+__all__ = ["Looks", "average_tile", "tile_of", "whitened"]
 
 PLAIN_SIDE = 2048  # pixels: more than that of a picture as it is says nothing new
 
@@ -39,17 +39,9 @@ def average_tile(straight: Straight) -> Tensor:
     return tile if straight.x0 == straight.y0 == 0 else shifted(tile, straight.x0, straight.y0)
 
 
-def tile_of(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Tensor:
+def tile_of(y: Tensor, geometry: Geometry | None) -> Tensor:
     """The average tile in the band, (B, 364), of a plane (B, 1, H, W) with known geometry; differentiable."""
-    return average_tile(whitened(y, geometry, limit))
-
-
-def in_frame(geometry: Geometry, shape: tuple[int, int]) -> Geometry:
-    """The same geometry moved by whole tiles, so that the picture begins in the marked frame's first tile."""
-    height, width = shape
-    corners = geometry.apply(torch.tensor([[0, 0], [width, 0], [0, height], [width, height]]))
-    x, y = (-(corners.min(0).values / TILE).floor() * TILE).tolist()
-    return Geometry.shift(x, y) @ geometry
+    return average_tile(whitened(y, geometry))
 
 
 class Looks:
@@ -68,8 +60,12 @@ class Looks:
         self._plain: dict[tuple[int, int], Straight] = {}
 
     def placed(self, geometry: Geometry | None) -> Geometry:
-        """`in_frame` for this picture; None for unchanged."""
-        return in_frame(geometry or Geometry.identity(), self.planes.shape[-2:])
+        """Moved by whole tiles, so that the picture begins in the marked frame's first tile; None for unchanged."""
+        geometry = geometry or Geometry.identity()
+        height, width = self.planes.shape[-2:]
+        corners = geometry.apply(torch.tensor([[0, 0], [width, 0], [0, height], [width, height]]))
+        x, y = (-(corners.min(0).values / TILE).floor() * TILE).tolist()
+        return Geometry.shift(x, y) @ geometry
 
     def straight(self, plane: int, geometry: Geometry, limit: int) -> Straight:
         """The middle of the picture, of at most `limit` pixels a side, whitened.

@@ -151,7 +151,7 @@ class Attempts:
             if whole and better.cosine <= found.cosine * GAIN:
                 break
             found = better
-        for plane in range(len(self.looks.planes)):
+        for plane in set(range(len(self.looks.planes))) - {found.plane}:
             tile = self.looks.tile(plane, found.geometry, found.side)[0]
             cosine = float(F.cosine_similarity(tile, self.sync[found.count], dim=0))
             if cosine > found.cosine:

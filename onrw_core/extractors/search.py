@@ -240,7 +240,6 @@ def candidates(level: Level, aspects: tuple[float, ...] = (1.0,), top: int = 24,
     whole = WHOLE @ linear
     fuller = comb_score(level.spectrum, whole) > score
     if fuller.any():
-        linear, score = linear.clone(), score.clone()
         linear[fuller], score[fuller] = _refined(level.spectrum, whole[fuller])
     return _listed(level, linear, score, keep)
 
