@@ -1,4 +1,4 @@
-"""Small charts as images, drawn with Pillow: curves of an optimisation, bars of a robustness report."""
+"""Charts as images, drawn with Pillow: curves of an optimisation, bars of a robustness report."""
 
 from __future__ import annotations
 
@@ -70,10 +70,12 @@ def bars(title: str, rows: Sequence[tuple[str, float, bool]]) -> Tensor:
     return _tensor(canvas)
 
 
-def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw, ImageFont.ImageFont]:
+def _canvas(
+    width: int, height: int
+) -> tuple[Image.Image, ImageDraw.ImageDraw, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     return canvas, ImageDraw.Draw(canvas), ImageFont.load_default(13)
 
 
-def _tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)[None]

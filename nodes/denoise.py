@@ -1,4 +1,4 @@
-"""ONRW_ConstrainedDenoise and ONRW_Compose: from the marked noise back to a picture."""
+"""ONRW_ConstrainedDenoise and ONRW_Compose: from the marked noise to the marked image."""
 
 from __future__ import annotations
 
@@ -11,74 +11,71 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..onrw_core.compose import MODES, compose
-from ..onrw_core.optimise import PRESETS, Watermark
-from ..onrw_core.pipeline import Rendered, render
+from ..onrw_core.imaging.geometry import size_of
+from ..onrw_core.imaging.pixels import MIN_SIDE
+from ..onrw_core.pipeline import Denoised, denoise_watermark
+from ..onrw_core.stages.composition import CompositionOptions, compose
+from ..onrw_core.stages.noise_optimisation import PRESETS
 from . import images
-from .adapter import Progress, check_model, ordinary_tensors, prepared, run
-from .sockets import CATEGORY, WatermarkType, per_image
+from .adapter import Progress, check_model, ordinary_tensors, prepared, run, to_latent
+from .inputs import DEFAULT_PRESET, composed_outputs, composition, prompts_again, quality_of, strength, target_psnr, vae
+from .schemas import advanced, schema
+from .sockets import STAGES, ReadableWatermark, WatermarkType, per_image
+from .warning import warn_unreadable
 
 __all__ = ["ComposeNode", "ConstrainedDenoiseNode"]
 
-DEFAULT_PRESET = "fast"
 AS_OPTIMISED = "as optimised"
+REMEDY = "lower the quality, allow a larger area, or allow Optimize Watermark Noise more iterations"
 PSEUDO_MASKS = ["none", "soft", "hard"]
 ATTENTION = {"replay": False, "inject": True}
 
 
 class ConstrainedDenoiseNode(io.ComfyNode):
-    """Draws the marked picture."""
+    """Denoises the marked noise and composes the result with the original."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        marked, residual = composed_outputs()
+        return schema(
             node_id="ONRW_ConstrainedDenoise",
-            display_name="ONRW Constrained Denoise",
-            category=CATEGORY,
-            description="Denoises the marked noise beside the original's branch, and composes the change with the "
-            "original "
-            "at its full resolution.",
+            display_name="Denoise Watermark",
+            search_aliases=["denoise watermark"],
+            category=STAGES,
+            description="Denoises the marked noise in parallel with the original noise, and composes the difference "
+            "with the original at full resolution.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the watermark was made with."),
-                io.Vae.Input("vae", tooltip="Its VAE."),
-                WatermarkType.Input("watermark", tooltip="From ONRW Optimize Noise."),
-                io.Image.Input("image", tooltip="The original, at any size of the same shape."),
-                io.Combo.Input(
-                    "composition",
-                    options=[AS_OPTIMISED, *MODES],
-                    default=AS_OPTIMISED,
-                    tooltip="residual: adds the change to the original. mask: puts the decoded picture in its place.",
-                ),
-                io.Float.Input(
-                    "target_psnr",
-                    default=0.0,
-                    min=0.0,
-                    max=60.0,
-                    step=0.5,
-                    tooltip="Quality of the marked image in dB. 0: as optimised.",
-                ),
-                io.Combo.Input(
+                vae(),
+                WatermarkType.Input("watermark", tooltip="From Optimize Watermark Noise."),
+                io.Image.Input("image", tooltip="The original, at any size with the same aspect ratio."),
+                composition("composition", AS_OPTIMISED),
+                *strength(AS_OPTIMISED),
+                target_psnr(),
+                advanced(
+                    io.Combo.Input,
                     "pseudo_mask",
                     options=[AS_OPTIMISED, *PSEUDO_MASKS],
                     default=AS_OPTIMISED,
-                    tooltip="Confine the change to where the prompt's words are, by cross-attention: not at all, "
-                    "softly, or "
-                    "with a hard edge.",
+                    tooltip="Limit the change to the objects that the prompt names, located by cross-attention. none: "
+                    "everywhere. soft: with gradual edges. hard: with sharp edges.",
                 ),
-                io.Combo.Input(
+                advanced(
+                    io.Combo.Input,
                     "attention",
                     options=[AS_OPTIMISED, *ATTENTION],
                     default=AS_OPTIMISED,
-                    tooltip="inject: replace the self-attention by the original's. replay: leave it.",
+                    tooltip="inject: replace the self-attention by that of the original. replay: leave it as it is.",
                 ),
-                io.Conditioning.Input("positive", optional=True, tooltip="Stands for the prompt of the inversion."),
-                io.Mask.Input("mask", optional=True, tooltip="Stands for the mask of the optimisation."),
+                *prompts_again(),
+                io.Mask.Input("mask", optional=True, tooltip="Replaces the mask of the optimisation."),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
-                io.Image.Output("marked", "marked", tooltip="The marked image, as large as the original."),
-                io.Mask.Output("area", "area", tooltip="Where the change was allowed."),
+                marked,
+                io.Mask.Output("area", "area", tooltip="The area in which the change was allowed."),
                 io.Latent.Output("latent", "latent", tooltip="The marked latent, for VAE Decode."),
-                io.Image.Output("residual", "residual", tooltip="The change, ten times as strong, around grey."),
+                residual,
             ],
         )
 
@@ -88,56 +85,71 @@ class ConstrainedDenoiseNode(io.ComfyNode):
         cls,
         model: ModelPatcher,
         vae: VAE,
-        watermark: tuple[Watermark, ...],
+        watermark: tuple[ReadableWatermark, ...],
         image: Tensor,
         composition: str,
+        strength: str,
+        quality: float,
         target_psnr: float,
         pseudo_mask: str,
         attention: str,
         positive: list | None = None,
+        negative: list | None = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        originals = images.from_comfy(image)
+        originals = images.from_comfy(image, min_side=MIN_SIDE)
         progress = Progress(len(originals))
-        marked, areas, latents = [], [], []
+        marked, areas, latents, unreadable = [], [], [], []
         for index, original in enumerate(originals.split(1)):
-            one = per_image(watermark, index, len(originals), "watermark")
-            settings = one.settings.with_(
+            current = per_image(watermark, index, len(originals), "watermark")
+            settings = current.settings.with_(
                 composition=None if composition == AS_OPTIMISED else composition,
+                quality=quality_of(strength, quality),
                 target_psnr=target_psnr or None,
                 mask=None if pseudo_mask == AS_OPTIMISED else pseudo_mask,
                 inject=None if attention == AS_OPTIMISED else ATTENTION[attention],
             )
-            area = one.mask if mask is None else images.mask_of(mask, index)
-            one = replace(one, inversion=prepared(one.inversion, positive), settings=settings, mask=area)
-            picture, rendered = draw(model, vae, one, original)
-            marked.append(picture)
-            areas.append(_full(rendered.mask, original))
-            latents.append(rendered.latent)
-            progress.advance(picture)
-        result = torch.cat(marked)
+            area = current.mask if mask is None else images.mask_of(mask, index, image)
+            inverted = prepared(current.inversion, positive, negative)
+            current = replace(current, inversion=inverted, settings=settings, mask=area)
+            result, denoised = draw(model, vae, current, original)
+            marked.append(result)
+            if not current.readable(result):
+                unreadable.append(index)
+            areas.append(_full(denoised.mask, original))
+            latents.append(denoised.latent)
+            progress.advance(result)
+        warn_unreadable(cls, unreadable, len(originals), REMEDY)
+        batch = torch.cat(marked)
         return io.NodeOutput(
-            images.to_comfy(result),
+            images.to_comfy(batch, image),
             torch.cat(areas),
-            {"samples": model.model.process_latent_out(torch.cat(latents))},
-            images.to_comfy(images.residual(result, originals)),
+            {"samples": to_latent(model.model, torch.cat(latents))},
+            images.to_comfy(images.residual(batch, originals)),
         )
 
 
-def draw(model: ModelPatcher, vae: VAE, watermark: Watermark, original: Tensor) -> tuple[Tensor, Rendered]:
-    """The marked picture (1, 3, H, W), and what it was composed of."""
+def draw(model: ModelPatcher, vae: VAE, watermark: ReadableWatermark, original: Tensor) -> tuple[Tensor, Denoised]:
+    """The marked image (1, 3, H, W), and the decoded images and the mask that it was composed from."""
     record = watermark.inversion
     height, width = record.latents.shape[-2:]
 
     def work(core_model, autoencoder):
         check_model(record, core_model)
-        autoencoder.clamped = True  # what VAE Decode gives, so that the sampler graph draws the same picture
+        autoencoder.clamped = True  # as VAE Decode does, so that the sampler graph gives the same image
         factor = autoencoder.factor
-        part = images.frame(tuple(original.shape[-2:]), (height * factor, width * factor))
-        return part, render(core_model, autoencoder, watermark, part.cut(original), part.working)
+        part = images.latent_region(size_of(original), (height * factor, width * factor))
+        return part, denoise_watermark(core_model, autoencoder, watermark, part.working)
 
-    part, rendered = run(model, vae, record.positive, record.null, tuple(record.latents.shape[1:]), work)
-    return part.paste(rendered.composition.image, original), rendered
+    part, denoised = run(model, vae, record.positive, record.null, tuple(record.latents.shape[1:]), work)
+    composition = compose(
+        part.cut(original),
+        denoised.decoded,
+        denoised.decoded_original,
+        watermark.settings.composing,
+        mask=denoised.mask,
+    )
+    return part.paste(composition.image, original), denoised
 
 
 def _full(mask: Tensor | None, image: Tensor) -> Tensor:
@@ -149,45 +161,35 @@ def _full(mask: Tensor | None, image: Tensor) -> Tensor:
 
 
 class ComposeNode(io.ComfyNode):
-    """Composes pictures that stock samplers drew."""
+    """Composes images that stock samplers generated."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ONRW_Compose",
-            display_name="ONRW Compose",
-            category=CATEGORY,
-            description="Puts the change between two decoded pictures, marked and unmarked, onto the original, at the "
-            "original's resolution and at the quality that is asked for.",
+            display_name="Compose Watermark",
+            search_aliases=["add residual", "composite watermark"],
+            category=STAGES,
+            description="Adds the difference between two decoded images, marked and unmarked, to the original, at the "
+            "resolution of the original and at the requested quality.",
             inputs=[
                 io.Image.Input("original", tooltip="The original, at any size."),
                 io.Image.Input("decoded_marked", tooltip="Decoded from the marked noise."),
                 io.Image.Input("decoded_original", tooltip="Decoded from the original's noise by the same sampling."),
-                io.Combo.Input(
-                    "mode",
-                    options=list(MODES),
-                    default=MODES[0],
-                    tooltip="residual: adds the change to the original. mask: puts the decoded picture in its place.",
-                ),
-                io.Float.Input(
-                    "target_psnr",
-                    default=42.0,
-                    min=20.0,
-                    max=60.0,
-                    step=0.5,
-                    tooltip="Quality in dB, in the mode residual; inside the mask, where there is one.",
-                ),
-                io.Boolean.Input(
+                composition("mode"),
+                *strength(),
+                target_psnr(),
+                advanced(
+                    io.Boolean.Input,
                     "luma_only",
                     default=PRESETS[DEFAULT_PRESET].luma_only,
-                    tooltip="Add only the brightness of the change, in the colour that costs least PSNR, as ONRW "
-                    "Constrained Denoise does.",
+                    tooltip="Add only the luminance of the change, in the colour that lowers PSNR least, as "
+                    "Denoise Watermark does.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Where the change may lie."),
+                io.Mask.Input("mask", optional=True, tooltip="The area that may be changed."),
             ],
             outputs=[
-                io.Image.Output("marked", "marked", tooltip="The marked image, as large as the original."),
-                io.Image.Output("residual", "residual", tooltip="The change, ten times as strong, around grey."),
+                *composed_outputs(),
             ],
         )
 
@@ -199,25 +201,40 @@ class ComposeNode(io.ComfyNode):
         decoded_marked: Tensor,
         decoded_original: Tensor,
         mode: str,
+        strength: str,
+        quality: float,
         target_psnr: float,
         luma_only: bool,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        originals, marked, unmarked = (images.from_comfy(i) for i in (original, decoded_marked, decoded_original))
+        originals = images.from_comfy(original, "original", min_side=MIN_SIDE)
+        marked = images.from_comfy(decoded_marked, "decoded_marked")
+        unmarked = images.from_comfy(decoded_original, "decoded_original")
         if marked.shape != unmarked.shape:
             raise ValueError(
-                "decoded_original: it differs in size from decoded_marked; decode both by the same sampling"
+                "decoded_original: it differs in size from decoded_marked; decode both with the same sampling settings"
             )
+        options = CompositionOptions(
+            mode,
+            None if target_psnr else quality_of(strength, quality),
+            target_psnr or PRESETS[DEFAULT_PRESET].target_psnr,  # not used with a quality
+            luma_only=luma_only,
+        )
         composed = []
-        for index, picture in enumerate(originals.split(1)):
-            one = per_image(marked.split(1), index, len(originals), "decoded_marked")
-            zero = per_image(unmarked.split(1), index, len(originals), "decoded_original")
-            part = images.frame(tuple(picture.shape[-2:]), tuple(one.shape[-2:]))
-            area = images.mask_of(mask, index)
-            area = None if area is None else F.interpolate(area, one.shape[-2:], mode="bilinear", align_corners=False)
-            result = compose(
-                part.cut(picture), one, zero, mode=mode, target_psnr=target_psnr, luma_only=luma_only, mask=area
+        for index, image in enumerate(originals.split(1)):
+            with_mark = per_image(marked.split(1), index, len(originals), "decoded_marked")
+            without = per_image(unmarked.split(1), index, len(originals), "decoded_original")
+            part = images.latent_region(size_of(image), size_of(with_mark))
+            area = images.mask_of(mask, index, original)
+            if area is not None:
+                area = F.interpolate(area, size_of(with_mark), mode="bilinear", align_corners=False)
+            composition = compose(
+                part.cut(image),
+                with_mark,
+                without,
+                options,
+                mask=area,
             )
-            composed.append(part.paste(result.image, picture))
+            composed.append(part.paste(composition.image, image))
         result = torch.cat(composed)
-        return io.NodeOutput(images.to_comfy(result), images.to_comfy(images.residual(result, originals)))
+        return io.NodeOutput(images.to_comfy(result, original), images.to_comfy(images.residual(result, originals)))

@@ -1,4 +1,4 @@
-"""ONRW_Guider: all that stock SamplerCustomAdvanced wants, to draw marked or original pictures."""
+"""ONRW_Guider: the inputs of SamplerCustomAdvanced that regenerate a marked or an original image."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..onrw_core.inversion import Inversion
-from ..onrw_core.ode import latent_scale
-from ..onrw_core.optimise import Watermark
-from .adapter import InversionGuider, NoNoise, ordinary_tensors, prepared
-from .sockets import CATEGORY, InversionType, WatermarkType
+from ..onrw_core.stages.constrained_denoising import perturbed
+from ..onrw_core.stages.inversion import Inversion
+from ..onrw_core.stages.noise_optimisation import Watermark
+from .adapter import InversionGuider, ordinary_tensors, prepared, start_of
+from .inputs import inverted_model, prompts_again
+from .schemas import schema
+from .sockets import STAGES, InversionType, WatermarkType
 
 __all__ = ["GuiderNode"]
 
@@ -18,47 +20,40 @@ MARKED, ORIGINAL = "marked", "original"
 
 
 class GuiderNode(io.ComfyNode):
-    """Watermarks and inversions for the sampler graph."""
+    """Turns a watermark or an inversion into inputs of a stock sampler."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ONRW_Guider",
-            display_name="ONRW Guider",
-            category=CATEGORY,
+            display_name="Watermark Guider",
+            search_aliases=["retrace inversion", "watermark guider"],
+            category=STAGES,
             description="Turns a watermark or an inversion into guider, noise, sigmas and latent of "
-            "SamplerCustomAdvanced. "
-            "With the sampler euler it draws what ONRW Constrained Denoise draws.",
+            "SamplerCustomAdvanced; use the sampler euler.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the inversion was made with."),
+                inverted_model(),
                 io.MultiType.Input(
                     "record",
                     types=[WatermarkType, InversionType],
-                    tooltip="A watermark from ONRW Optimize Noise, or an inversion.",
+                    tooltip="A watermark from Optimize Watermark Noise, or an inversion.",
                 ),
                 io.Combo.Input(
                     "branch",
                     options=[MARKED, ORIGINAL],
                     default=MARKED,
-                    tooltip="marked: from the marked noise. original: from the inverted noise as it is, which is all "
-                    "that an "
-                    "inversion has.",
+                    tooltip="marked: start from the marked noise. original: start from the inverted noise. An "
+                    "inversion has no marked noise and always starts from the inverted noise.",
                 ),
-                io.Conditioning.Input(
-                    "positive",
-                    optional=True,
-                    tooltip="Stands for the prompt of the inversion; required where that used a ControlNet and was "
-                    "loaded "
-                    "from a file.",
-                ),
+                *prompts_again(),
             ],
             outputs=[
                 io.Guider.Output("guider", "guider", tooltip="Guidance with the null embedding of each step."),
-                io.Noise.Output("noise", "noise", tooltip="No noise: the latent is noisy already."),
+                io.Noise.Output("noise", "noise", tooltip="The noise that the sampler adds to the latent."),
                 io.Sigmas.Output(
                     "sigmas", "sigmas", tooltip="The noise levels, from the inversion's start to a clean latent."
                 ),
-                io.Latent.Output("latent", "latent", tooltip="The noisy latent, where sampling starts."),
+                io.Latent.Output("latent", "latent", tooltip="The latent where sampling starts."),
             ],
         )
 
@@ -70,16 +65,15 @@ class GuiderNode(io.ComfyNode):
         record: tuple[Watermark, ...] | tuple[Inversion, ...],
         branch: str,
         positive: list | None = None,
+        negative: list | None = None,
     ) -> io.NodeOutput:
-        inversions, starts = [], []
-        for one in record:
-            inversion = one.inversion if isinstance(one, Watermark) else one
+        inversions, starts, inject = [], [], False
+        for item in record:
+            inversion = item.inversion if isinstance(item, Watermark) else item
             start = inversion.latents[0]
-            if isinstance(one, Watermark) and branch == MARKED:
-                start = start + one.delta * latent_scale(inversion.sigmas[0], False)
-            inversions.append(prepared(inversion, positive))
+            if isinstance(item, Watermark) and branch == MARKED:
+                start, inject = perturbed(inversion, item.delta), item.settings.inject
             starts.append(start)
-        inject = isinstance(record[0], Watermark) and record[0].settings.inject and branch == MARKED
-        samples = model.model.process_latent_out(torch.cat(starts))
-        guider = InversionGuider(model, inversions, inject)
-        return io.NodeOutput(guider, NoNoise(), inversions[0].sigmas, {"samples": samples})
+            inversions.append(prepared(inversion, positive, negative))
+        noise, sigmas, samples = start_of(model, torch.cat(starts), inversions[0].sigmas)
+        return io.NodeOutput(InversionGuider(model, inversions, inject), noise, sigmas, {"samples": samples})

@@ -1,37 +1,38 @@
-"""ONRW_Message: what a mark says."""
+"""ONRW_Message: the message that a watermark carries."""
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..onrw_core.keys import Key
-from ..onrw_core.message import ID_BITS, SIZES, Message, encode_id, encode_text, random_id
+from ..onrw_core.payload.keys import Key
+from ..onrw_core.payload.message import ID_BITS, SIZES, Message, bit_string, encode_id, encode_text, random_id
 from .adapter import ordinary_tensors
-from .sockets import CATEGORY, KeyType, MessageType
+from .inputs import generator_for, key, seed
+from .keys import NO_KEY, KeyUser, installation_key
+from .schemas import schema
+from .sockets import STAGES, MessageType
 
 __all__ = ["MessageNode"]
 
 TEXT, HEX_ID, RANDOM_ID = "text", "hex id", "random id"
 KINDS = [TEXT, HEX_ID, RANDOM_ID]
 AUTO = "auto"
-NO_KEY = Key(bytes(32))  # stands for the user's key where only the length of a message is checked
 
 
-class MessageNode(io.ComfyNode):
+class MessageNode(KeyUser):
     """Encodes a text or an id as bits."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ONRW_Message",
-            display_name="ONRW Message",
-            category=CATEGORY,
-            description="The message of a mark, with error correction and a check that only the holder of the key "
-            "can make.",
+            display_name="Watermark Message",
+            search_aliases=["watermark text", "watermark id"],
+            category=STAGES,
+            description="Encodes the message of a watermark, with error correction and a check value that only the key "
+            "can produce.",
             inputs=[
-                KeyType.Input("key", tooltip="From ONRW Key; the reader needs the same."),
                 io.Combo.Input(
                     "kind",
                     options=KINDS,
@@ -45,58 +46,65 @@ class MessageNode(io.ComfyNode):
                     "num_bits",
                     options=[AUTO, *map(str, SIZES)],
                     default=AUTO,
-                    tooltip="Raw bits of the mark. auto: the fewest that hold the message. Fewer bits are more robust.",
+                    tooltip="Number of bits of the watermark. auto: the fewest that the message needs. Fewer bits are "
+                    "more robust.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Draws the random id.",
-                ),
+                seed("Seed of the random id."),
+                key(),
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="A batch: with a random id, every image gets an id of its own. Otherwise all carry the "
-                    "same.",
+                    tooltip="A batch of images. With the kind random id, every image gets a different id; otherwise "
+                    "all images carry the same message.",
                 ),
             ],
             outputs=[
                 MessageType.Output(
-                    "message", "message", tooltip="For the nodes that mark, and for those that check a reading."
+                    "message",
+                    "message",
+                    tooltip="For nodes that mark images, and for nodes that compare a reading with it.",
                 ),
-                io.String.Output("bits", "bits", tooltip="The raw bits as they are marked, one line per message."),
+                io.String.Output("bits", "bits", tooltip="The bits that are embedded, one line per message."),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, kind: str = TEXT, value: str | None = None, num_bits: str = AUTO) -> bool | str:
-        if value is None or kind == RANDOM_ID:
-            return True
-        try:
-            _encode(kind, value, num_bits, NO_KEY)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, value: str | None = None) -> bool | str:
+        # Of the value alone, as ComfyUI repeats an error for each input that is asked for: it is a text or an id.
+        errors = []
+        for kind in (TEXT, HEX_ID):
+            try:
+                return not value or bool(_encode(kind, value, AUTO, NO_KEY))
+            except ValueError as error:
+                errors.append(str(error))
+        return errors[0]
 
     @classmethod
     @ordinary_tensors
     def execute(
-        cls, key: Key, kind: str, value: str, num_bits: str, seed: int, images: Tensor | None = None
+        cls, kind: str, value: str, num_bits: str, seed: int, key: Key | None = None, images: Tensor | None = None
     ) -> io.NodeOutput:
+        key = installation_key() if key is None else key
         if kind == RANDOM_ID:
-            generator = torch.Generator().manual_seed(seed)
+            generator = generator_for(seed)
             count = 1 if images is None else len(images)
-            size = ID_BITS if num_bits == AUTO else int(num_bits)
+            size = _bits(num_bits) or ID_BITS
             messages = tuple(random_id(key, generator, size) for _ in range(count))
         else:
             messages = (_encode(kind, value, num_bits, key),)
-        bits = "\n".join("".join(map(str, message.bits.tolist())) for message in messages)
+        bits = "\n".join(bit_string(message.bits) for message in messages)
         shown = "\n".join(f"{message.kind} {message.value}" for message in messages)
         return io.NodeOutput(messages, bits, ui=ui.PreviewText(shown))
 
 
 def _encode(kind: str, value: str, num_bits: str, key: Key) -> Message:
+    if kind not in KINDS:
+        raise ValueError(f"kind: {kind!r}; choose from {', '.join(KINDS)}")
     encode = encode_text if kind == TEXT else encode_id
-    return encode(value, key, None if num_bits == AUTO else int(num_bits))
+    return encode(value, key, _bits(num_bits))
+
+
+def _bits(num_bits: str) -> int | None:
+    if num_bits != AUTO and num_bits not in map(str, SIZES):
+        raise ValueError(f"num_bits: {num_bits!r}; choose from {', '.join([AUTO, *map(str, SIZES)])}")
+    return None if num_bits == AUTO else int(num_bits)

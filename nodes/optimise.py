@@ -1,9 +1,9 @@
-"""ONRW_OptimizeNoise: find the noise whose picture carries the message."""
+"""ONRW_OptimizeNoise: optimise the inverted noise until its image carries the message."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -11,111 +11,34 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..onrw_core.attacks import MIXES
-from ..onrw_core.constrained import perturbed
-from ..onrw_core.extractors.plain import MARKING
-from ..onrw_core.inversion import Inversion
-from ..onrw_core.message import Message
-from ..onrw_core.optimise import PRESETS, Settings, Watermark, optimise
+from ..onrw_core.imaging.geometry import size_of
+from ..onrw_core.imaging.pixels import MIN_SIDE
+from ..onrw_core.payload.message import Message, bit_string
+from ..onrw_core.stages.constrained_denoising import perturbed
+from ..onrw_core.stages.inversion import Inversion
+from ..onrw_core.stages.noise_optimisation import Objective, Settings, State, Watermark, optimise
+from ..onrw_core.strict_json import to_json
 from . import images
-from .adapter import Progress, check_model, ordinary_tensors, prepared, run
+from .adapter import Progress, check_model, ordinary_tensors, prepared, run, to_latent
 from .charts import curves
-from .sockets import CATEGORY, ExtractorChoice, ExtractorType, InversionType, MessageType, WatermarkType, per_image
+from .inputs import (
+    extractor,
+    generator_for,
+    inverted_model,
+    mark_mask,
+    marking_inputs,
+    marking_settings,
+    prompts_again,
+    vae,
+)
+from .keys import reader_of
+from .schemas import schema
+from .sockets import STAGES, InversionType, MessageType, ReadableWatermark, Reader, WatermarkType, per_image
+from .warning import warn_unreadable
 
-__all__ = ["OptimizeNoiseNode", "marking_inputs", "marking_settings"]
+__all__ = ["OptimizeNoiseNode"]
 
-DEFAULT_PRESET = "fast"
-DEFAULT_MIX = "all"
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
-
-
-def marking_inputs() -> list[io.Input]:
-    """The widgets that say how a picture is marked, shared by the nodes that mark."""
-    return [
-        io.Combo.Input(
-            "preset",
-            options=list(PRESETS),
-            default=DEFAULT_PRESET,
-            tooltip="fast: quick and robust. paper: the published method. reference: the published code. Values of 0 "
-            "and -1 below leave what the preset says.",
-        ),
-        io.Int.Input(
-            "iterations",
-            default=0,
-            min=0,
-            max=10000,
-            tooltip="Optimisation steps at most; it stops early when the message holds. 0: as the preset.",
-        ),
-        io.Float.Input(
-            "target_psnr",
-            default=42.0,
-            min=20.0,
-            max=60.0,
-            step=0.5,
-            tooltip="Quality of the marked image in dB: higher is less visible and less robust. Inside the mask, where "
-            "there is one.",
-        ),
-        io.Float.Input(
-            "message_weight",
-            default=-1.0,
-            min=-1.0,
-            max=10000.0,
-            step=1.0,
-            tooltip="Weight of the message in the loss. -1: as the preset.",
-        ),
-        io.Float.Input(
-            "image_weight",
-            default=-1.0,
-            min=-1.0,
-            max=10000.0,
-            step=1.0,
-            tooltip="Weight of the likeness to the original in the loss, for the composition mode mask. -1: as the "
-            "preset.",
-        ),
-        io.Float.Input(
-            "attention_weight",
-            default=-1.0,
-            min=-1.0,
-            max=10000.0,
-            step=1.0,
-            tooltip="Weight of the self-attention constraint in the loss. 0: none, and faster. -1: as the preset.",
-        ),
-        io.Int.Input(
-            "attacks",
-            default=0,
-            min=0,
-            max=64,
-            tooltip="Random attacks (crops, JPEG, rotations, ...) per step, which the mark learns to survive. 0: as "
-            "the preset.",
-        ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=MAX_SEED,
-            control_after_generate=True,
-            tooltip="Draws the attacks. Image number n of a batch uses seed + n.",
-        ),
-        io.Combo.Input(
-            "mix",
-            options=list(MIXES),
-            default=DEFAULT_MIX,
-            optional=True,
-            tooltip="Which attacks are drawn. all: everything (upright for decoders of others, which cannot undo "
-            "turns). geometric: crops, turns, sizes. values: JPEG, noise, tones. upright: no large turns, no "
-            "distortions. none: no attack. regeneration: everything, and the model making the picture anew; slower.",
-        ),
-    ]
-
-
-def marking_settings(preset: str, extractor: ExtractorChoice, **widgets: float | str) -> Settings:
-    """The preset, as the extractor needs it, with the widgets that say something else."""
-    unset = {"iterations": 0, "attacks": 0, "message_weight": -1, "image_weight": -1, "attention_weight": -1}
-    settings = PRESETS[preset]
-    if not extractor.keyed:
-        settings, unset = settings.with_(**MARKING), unset | {"mix": DEFAULT_MIX}
-    changes = {name: value for name, value in widgets.items() if name not in unset or value != unset[name]}
-    return settings.with_(**changes)
+REMEDY = "allow more iterations, a lower quality or a larger mask"
 
 
 class OptimizeNoiseNode(io.ComfyNode):
@@ -123,34 +46,31 @@ class OptimizeNoiseNode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ONRW_OptimizeNoise",
-            display_name="ONRW Optimize Noise",
-            category=CATEGORY,
-            description="Changes the inverted noise, by gradient through sampling, decoding, composition and random "
-            "attacks, "
-            "until the extractor reads the message from the picture.",
+            display_name="Optimize Watermark Noise",
+            search_aliases=["optimise watermark", "noise optimisation"],
+            category=STAGES,
+            description="Optimises the inverted noise, by the gradient through sampling, decoding, composition and "
+            "random attacks, until the extractor reads the message from the image.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the inversion was made with."),
-                io.Vae.Input("vae", tooltip="Its VAE."),
-                InversionType.Input("inversion", tooltip="From ONRW Null-Text Inversion."),
-                io.Image.Input("image", tooltip="The original, of which the latent was made, at any size."),
-                ExtractorType.Input("extractor", tooltip="Who reads the mark, from ONRW Load Extractor."),
-                MessageType.Input("message", tooltip="What the mark says, from ONRW Message."),
+                inverted_model(),
+                vae(),
+                InversionType.Input("inversion", tooltip="From Null-Text Inversion."),
+                io.Image.Input("image", tooltip="The original that the latent was encoded from, at any size."),
+                MessageType.Input("message", tooltip="The message that the watermark carries, from Watermark Message."),
                 *marking_inputs(),
-                io.Conditioning.Input(
-                    "positive",
-                    optional=True,
-                    tooltip="Stands for the prompt of the inversion; required where that used a ControlNet and was "
-                    "loaded "
-                    "from a file.",
-                ),
-                io.Mask.Input("mask", optional=True, tooltip="Where the mark may lie; everywhere without it."),
+                extractor(),
+                *prompts_again(),
+                mark_mask(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
-                WatermarkType.Output("watermark", "watermark", tooltip="For ONRW Constrained Denoise and ONRW Guider."),
+                WatermarkType.Output("watermark", "watermark", tooltip="For Denoise Watermark and Watermark Guider."),
                 io.Latent.Output(
-                    "noise", "noise", tooltip="The marked noise, as it enters a sampler at the inversion's start sigma."
+                    "noise",
+                    "noise",
+                    tooltip="The marked noise, scaled for a sampler that starts at the start sigma of the inversion.",
                 ),
                 io.Image.Output("curves", "curves", tooltip="Message loss and bit accuracy over the iterations."),
                 io.String.Output("report", "report", tooltip="Figures of the optimisation, JSON, one line per image."),
@@ -165,38 +85,43 @@ class OptimizeNoiseNode(io.ComfyNode):
         vae: VAE,
         inversion: tuple[Inversion, ...],
         image: Tensor,
-        extractor: ExtractorChoice,
         message: tuple[Message, ...],
         preset: str,
         seed: int,
+        extractor: Reader | None = None,
         positive: list | None = None,
+        negative: list | None = None,
         mask: Tensor | None = None,
-        **widgets: float | str,
+        **widgets: Any,
     ) -> io.NodeOutput:
-        settings = marking_settings(preset, extractor, **widgets)
-        originals = images.from_comfy(image)
+        reader = reader_of(extractor, None)
+        settings = marking_settings(preset, reader.extractor, **widgets)
+        originals = images.from_comfy(image, min_side=MIN_SIDE)
         progress = Progress(len(originals) * settings.iterations)
-        watermarks, noises, reports = [], [], []
+        watermarks, noises, reports, unreadable = [], [], [], []
         for index, original in enumerate(originals.split(1)):
-            record = prepared(per_image(inversion, index, len(originals), "inversion"), positive)
-            said = per_image(message, index, len(originals), "message")
-            watermark, noise = _optimise(
+            record = prepared(per_image(inversion, index, len(originals), "inversion"), positive, negative)
+            current = per_image(message, index, len(originals), "message")
+            watermark, noise, marked = _optimise(
                 model,
                 vae,
                 record,
                 original,
-                extractor,
-                said,
+                reader,
+                current,
                 settings,
-                images.mask_of(mask, index),
-                torch.Generator().manual_seed((seed + index) & MAX_SEED),
+                images.mask_of(mask, index, image),
+                generator_for(seed, index),
                 progress,
             )
             watermarks.append(watermark)
+            if not watermark.readable(marked):
+                unreadable.append(index)
             noises.append(noise)
-            reports.append(report(watermark, said))
-        samples = model.model.process_latent_out(torch.cat(noises))
+            reports.append(report(watermark, current))
+        samples = to_latent(model.model, torch.cat(noises))
         chart = curves([watermark.report["history"] for watermark in watermarks])
+        warn_unreadable(cls, unreadable, len(originals), REMEDY)
         return io.NodeOutput(tuple(watermarks), {"samples": samples}, chart, "\n".join(reports))
 
 
@@ -205,39 +130,47 @@ def _optimise(
     vae: VAE,
     record: Inversion,
     original: Tensor,
-    extractor: ExtractorChoice,
+    extractor: Reader,
     message: Message,
     preset: Settings,
     mask: Tensor | None,
     generator: torch.Generator,
     progress: Progress,
-) -> tuple[Watermark, Tensor]:
+) -> tuple[ReadableWatermark, Tensor, Tensor]:
+    """The watermark, the marked noise, and the marked image of the last iteration (1, 3, h, w), at working size."""
     settings = preset.with_(
         start_sigma=record.start_sigma, steps=record.steps, guidance=record.guidance, method=record.method
     )
-    reader = extractor.load(len(message.bits))
+    reads = extractor.for_message(message)
+    marked = original
+
+    def shown(state: State) -> Tensor:
+        nonlocal marked
+        marked = state.image
+        return marked
 
     def work(core_model, autoencoder):
         check_model(record, core_model)
         height, width = record.latents.shape[-2:]
         factor = autoencoder.factor
-        part = images.frame(tuple(original.shape[-2:]), (height * factor, width * factor))
+        part = images.latent_region(size_of(original), (height * factor, width * factor))
         here = replace(record, latents=record.latents.to(core_model.device))
-        states = optimise(
+        image = part.shrink(original).to(core_model.device)
+        objective = Objective(
             core_model,
             autoencoder,
             here,
-            part.shrink(original).to(core_model.device),
-            reader,
+            image,
+            reads.for_image(image, settings.label, settings.again),
             message.bits,
             settings,
-            generator=generator,
             mask=None if mask is None else part.cut(_at(mask, original)),
         )
-        for state in progress.follow(states, settings.iterations, lambda state: state.image):
-            watermark = state.watermark
-        noise = perturbed(core_model, here, watermark.delta)
-        return replace(watermark, inversion=record, delta=watermark.delta.cpu()), noise.cpu()
+        states = optimise(objective, generator=generator)
+        watermark = progress.result_of(states, settings.iterations, shown)
+        noise = perturbed(here, watermark.delta)
+        readable = ReadableWatermark(**vars(watermark), reader=extractor, message=message)
+        return replace(readable, inversion=record, delta=watermark.delta.cpu()), noise.cpu(), marked
 
     return run(model, vae, record.positive, record.null, tuple(record.latents.shape[1:]), work)
 
@@ -252,10 +185,10 @@ def report(watermark: Watermark, message: Message) -> str:
     figures = watermark.report["history"][-1]
     positive = watermark.inversion.positive
     tokens = "word" if positive.word else "content" if positive.content else "all but the first"
-    return json.dumps(
+    return to_json(
         {
             "message": message.value,
-            "bits": "".join(map(str, message.bits.tolist())),
+            "bits": bit_string(message.bits),
             "iterations": watermark.report["iterations"],
             "bit_accuracy": round(figures["bit_accuracy"], 4),
             "psnr": round(float(figures["psnr"]), 2),

@@ -1,88 +1,102 @@
-"""The pack's own socket types, and what travels through them.
+"""The socket types of the pack, and the values that they pass on.
 
-Records travel as tuples with one entry per image of a batch.
+Messages, inversions and watermarks are passed as tuples with one entry per image of a batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..onrw_core.extractors.base import Extractor
-from ..onrw_core.extractors.loading import load_extractor
-from ..onrw_core.keys import Key
+from ..onrw_core.payload.keys import Key
+from ..onrw_core.payload.message import Message
+from ..onrw_core.stages.noise_optimisation import Watermark
 
 __all__ = [
     "CATEGORY",
-    "ExtractorChoice",
+    "STAGES",
     "ExtractorType",
     "InversionType",
     "KeyType",
     "MessageType",
+    "ReadableWatermark",
+    "Reader",
     "WatermarkType",
     "per_image",
 ]
 
 CATEGORY = "ONRW"
+STAGES = "ONRW/stages"
 
 KeyType = io.Custom("ONRW_KEY")  # Key
 MessageType = io.Custom("ONRW_MESSAGE")  # tuple[Message, ...]
-ExtractorType = io.Custom("ONRW_EXTRACTOR")  # ExtractorChoice
+ExtractorType = io.Custom("ONRW_EXTRACTOR")  # Reader
 InversionType = io.Custom("ONRW_INVERSION")  # tuple[Inversion, ...]
-WatermarkType = io.Custom("ONRW_WATERMARK")  # tuple[Watermark, ...]
+WatermarkType = io.Custom("ONRW_WATERMARK")  # tuple[ReadableWatermark, ...]
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class ExtractorChoice:
-    """An extractor before it is known how many bits the message has.
+class Reader:
+    """An extractor, and the key with which its messages are read.
 
     Attributes:
-        source: "keyed", another built-in name, or a file.
-        key: The secret key; decoders of others ignore it for the bits, but messages are read with it.
-        allow_torchscript: Whether the program in a TorchScript file may run.
+        extractor: The extractor, on the CPU.
+        key: The secret key.
     """
 
-    source: str | Path
+    extractor: Extractor
     key: Key
-    allow_torchscript: bool = False
 
-    @property
-    def keyed(self) -> bool:
-        """Whether it is this library's own."""
-        return self.source == "keyed"
-
-    def reader(self, num_bits: int) -> Extractor:
-        """The extractor; the keyed one for marks of so many bits, where that matters."""
-        return load_extractor(self.source, self.key, num_bits, self.allow_torchscript)
-
-    def load(self, num_bits: int) -> Extractor:
-        """The extractor for a message of that many bits.
+    def for_message(self, message: Message) -> Extractor:
+        """The extractor for watermarks of the message's number of bits.
 
         Raises:
-            ValueError: If the decoder has a fixed number of bits, and another one.
+            ValueError: If the extractor does not read that number of bits.
         """
-        extractor = self.reader(num_bits)
-        if extractor.num_bits != num_bits:
+        count, sizes = len(message.bits), self.extractor.sizes
+        if count not in sizes:
+            known = ", ".join(map(str, sizes))
             raise ValueError(
-                f"message: it has {num_bits} bits and the extractor {extractor.name!r} reads {extractor.num_bits}; set "
-                f"num_bits of the node ONRW Message to {extractor.num_bits}"
+                f"message: it has {count} bits and the extractor {self.extractor.name!r} reads {known}; set num_bits "
+                f"of the node Watermark Message to {known}"
             )
-        return extractor
+        return self.extractor.for_bits(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadableWatermark(Watermark):
+    """A watermark, and what the marked image is read with.
+
+    Attributes:
+        reader: Extractor and key.
+        message: What the marked image is to say.
+    """
+
+    reader: Reader
+    message: Message
+
+    def readable(self, image: Tensor) -> bool:
+        """Whether the message can be read from a marked image (1, 3, H, W) in [0, 1]."""
+        reading = self.reader.for_message(self.message).read(image[0].cpu(), self.reader.key)
+        return reading.carries(self.message)
 
 
 def per_image(items: tuple[Item, ...], index: int, count: int, name: str) -> Item:
-    """The item that belongs to image `index` of `count`; a single one belongs to all.
+    """The item that belongs to image `index` of `count`; a single item belongs to all images.
 
     Raises:
-        ValueError: If there are neither one nor `count` items.
+        ValueError: If the number of items is neither 1 nor `count`.
     """
     if len(items) == 1:
         return items[0]
     if len(items) != count:
-        raise ValueError(f"{name}: {len(items)} of them for {count} images; give one, or one per image")
+        raise ValueError(
+            f"{name}: there are {len(items)} for {count} images; connect a single one, or one for each image"
+        )
     return items[index]

@@ -1,149 +1,73 @@
-"""Marking from one end to the other: invert, optimise, denoise, compose.
+"""The ONRW pipeline (arXiv 2601.17388): embedding in four stages.
 
-Reading is the extractor's own affair (`KeyedExtractor.read`): it needs the picture alone.
+1. Inversion: the diffusion ODE is integrated from the image's latent to the noise that samples it.
+2. Noise optimisation: a change of that noise is optimised so that the extractor reads the message after random attacks.
+3. Constrained denoising: the changed and the original noise are denoised and decoded, under the constraints.
+4. Composition: the difference of the two decoded images is added to the original, at its own resolution and at the
+   requested quality.
+
+Extraction needs the image alone, see `Extractor.read`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .compose import Composition, compose
-from .constrained import Constraint, OriginalBranch, marked_branch, original_branch
-from .extractors.base import Extractor
-from .fingerprint import image_digest
-from .inversion import InversionState, invert
-from .metrics import ssim
-from .model import Autoencoder, Conditioning, DiffusionModel
-from .optimise import Settings, State, Watermark, combined_mask, optimise
+from .attacks import training_mix
+from .attacks.regeneration import regenerations
+from .diffusion.model import Autoencoder, Conditioning, DiffusionModel
+from .extractors.base import WORKING_SIZE, Extractor
+from .imaging.geometry import size_of
+from .imaging.metrics import ssim
+from .imaging.pixels import MIN_SIDE, as_mask, as_rgb
+from .stages.composition import Composition, compose
+from .stages.constrained_denoising import Constraint, OriginalBranch, marked_branch, original_branch
+from .stages.inversion import InversionState, invert
+from .stages.noise_optimisation import Objective, Settings, State, Watermark, combined_mask, optimise
+from .stages.progress import result_of
+from .stages.quality import Judgement
+from .stages.sparing import spared
+from .stages.working_image import blend, padded, windows, working_image
 
-__all__ = ["Marked", "Rendered", "embed", "render", "working_image"]
-
-WORKING_SIZE = 512
-MULTIPLE = 64  # of the padded working sides: UNets halve latents of 1/8 up to three times
-MOST_WORKING_PIXELS = 2**25  # a strip 64 pixels high would grow to gigapixels
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A watermark drawn onto the original.
-
-    Attributes:
-        composition: The marked picture at the original's resolution and its figures.
-        latent: The marked clean latent.
-        decoded: The marked latent's picture, (1, 3, h, w), not clamped.
-        decoded_original: The unmarked replay's picture.
-        mask: Where the change was allowed, (1, 1, h, w), or None.
-    """
-
-    composition: Composition
-    latent: Tensor
-    decoded: Tensor
-    decoded_original: Tensor
-    mask: Tensor | None
+__all__ = ["Denoised", "Marked", "denoise_watermark", "embed"]
 
 
 @dataclass(frozen=True)
 class Marked:
-    """A marked picture.
+    """A marked image.
 
     Attributes:
         image: (3, H, W) in [0, 1], rounded to 8 bit, the size of the original.
         bits: The message.
-        psnr: In dB; inside the mask where there is one.
-        psnr_image: In dB, of the whole picture.
-        ssim: Of the whole picture.
-        iterations: Optimisation steps taken.
+        judgement: SSIMULACRA2 (with a mask, inside of it) and the worst place.
+        psnr: PSNR in dB; with a mask, inside of it.
+        psnr_image: PSNR of the whole image in dB.
+        ssim: SSIM of the whole image.
+        iterations: Number of iterations, over all windows.
         seconds: Wall time.
-        watermark: What was optimised.
+        watermarks: The optimised watermark of each window of the working image, nearly always one; none for the later
+            frames of a clip.
+        residual: The change of the working image before composition, (1, 3, h, w).
+        extractor: The extractor with the image's place in the pattern.
     """
 
     image: Tensor
     bits: Tensor
+    judgement: Judgement
     psnr: float
     psnr_image: float
     ssim: float
     iterations: int
     seconds: float
-    watermark: Watermark
-
-
-def working_image(image: Tensor, size: int = WORKING_SIZE) -> tuple[Tensor, Tensor]:
-    """Bring a picture to the size at which it is marked.
-
-    The aspect is kept to the pixel, so that the mark lies undistorted in the original; what the model's sides need
-    beyond that is padding, which never reaches the composed picture.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        size: The shorter side of the result.
-
-    Returns:
-        The working picture (1, 3, h, w) and the same padded at the right and the bottom to multiples of 64.
-
-    Raises:
-        ValueError: The working picture would be too large.
-    """
-    height, width = image.shape[-2:]
-    scale = size / min(height, width)
-    h, w = max(1, round(height * scale)), max(1, round(width * scale))
-    if h * w > MOST_WORKING_PIXELS:
-        raise ValueError(
-            f"the image is {width}x{height}, which is {w}x{h} at the working size {size}: more than "
-            f"{MOST_WORKING_PIXELS // 10**6} megapixels; choose a smaller size, or crop the image"
-        )
-    working = image[None]
-    if (h, w) != (height, width):
-        working = F.interpolate(working, size=(h, w), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    padded = F.pad(working, (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate")
-    return working, padded
-
-
-def render(
-    model: DiffusionModel,
-    autoencoder: Autoencoder,
-    watermark: Watermark,
-    image: Tensor,
-    working_size: tuple[int, int],
-    *,
-    original: OriginalBranch | None = None,
-) -> Rendered:
-    """Constrained denoising and composition of an optimised watermark.
-
-    Args:
-        model: The model that made the inversion.
-        autoencoder: Its autoencoder.
-        watermark: What `optimise` found.
-        image: The original at any resolution, (1, 3, H, W) in [0, 1].
-        working_size: (height, width) of the working picture inside the decoded one (without padding).
-        original: The original branch, where the caller has it already.
-    """
-    settings, inversion = watermark.settings, watermark.inversion
-    if original is None:
-        original = original_branch(model, autoencoder, inversion, Constraint(False, settings.inject, settings.mask))
-    with torch.no_grad():
-        replay = OriginalBranch(original.latent, original.decoded, [], original.inject, original.mask)
-        latent, decoded, _ = marked_branch(model, autoencoder, inversion, watermark.delta, replay, space=settings.space)
-        height, width = working_size
-        decoded = decoded[..., :height, :width]
-        decoded_original = original.decoded[..., :height, :width]
-        mask = combined_mask(original.mask, watermark.mask, working_size)
-        composition = compose(
-            image,
-            decoded,
-            decoded_original,
-            mode=settings.composition,
-            mask=mask,
-            target_psnr=settings.target_psnr,
-            visibility=settings.visibility,
-            luma_only=settings.luma_only,
-        )
-    return Rendered(composition, latent, decoded, decoded_original, mask)
+    watermarks: tuple[Watermark, ...]
+    residual: Tensor
+    extractor: Extractor
 
 
 def embed(
@@ -154,7 +78,7 @@ def embed(
     bits: Tensor,
     *,
     positive: Conditioning,
-    null: Conditioning,
+    null: Conditioning | None,
     settings: Settings,
     generator: torch.Generator,
     size: int = WORKING_SIZE,
@@ -162,70 +86,164 @@ def embed(
     on_inversion: Callable[[InversionState], None] | None = None,
     on_state: Callable[[State], None] | None = None,
 ) -> Marked:
-    """Mark one picture.
+    """Embed a message in one image.
 
     Args:
-        image: (3, H, W) in [0, 1].
+        image: (3, H, W) in [0, 1]; values outside are clamped, and quality is measured against the clamped image.
         model: A frozen diffusion model.
         autoencoder: Its autoencoder.
-        extractor: The reader that the mark is made for.
+        extractor: The extractor that is to read the watermark.
         bits: (extractor.num_bits,) of 0/1.
         positive: The prompt's conditioning.
-        null: The empty prompt's conditioning.
-        settings: A preset or a change of one.
-        generator: Draws everything random.
-        size: The working size: the shorter side at which the picture is optimised, in pixels.
-        mask: (1, 1, H, W) in [0, 1]: where the mark may lie.
+        null: The empty prompt's conditioning; None without guidance.
+        settings: Settings, such as one of `PRESETS`.
+        generator: Source of all random draws.
+        size: The working size: the shorter side at which the image is optimised, in pixels.
+        mask: (1, 1, H, W) in [0, 1]: area of the watermark.
         on_inversion: Called with each `InversionState`, for progress.
-        on_state: Called with each `State`, for progress and previews.
+        on_state: Called with each `State`, for progress and previews; iterations are counted over all windows.
 
     Returns:
-        The marked picture at the original's resolution, with its figures.
+        The marked image at the original's resolution, with its figures.
+
+    Raises:
+        AlreadyMarkedError: The image carries a watermark of the same key, and `settings.again` is off.
+        ValueError: Input that `as_rgb` or `as_mask` refuses, or a working image that is too large.
     """
     start = time.perf_counter()
-    working, padded = working_image(image, size)
-    with torch.no_grad():
-        latent = autoencoder.encode(padded)
-    for step in invert(
-        model,
-        latent,
-        positive,
-        null,
-        steps=settings.steps,
-        start_sigma=settings.start_sigma,
-        guidance=settings.guidance,
-        method=settings.method,
-        image=image_digest(image),
-    ):
-        if on_inversion is not None:
-            on_inversion(step)
-    inversion = step.inversion
-    original = original_branch(model, autoencoder, inversion, settings.constraint)
-    state = None
-    for state in optimise(
-        model,
-        autoencoder,
-        inversion,
-        working,
-        extractor,
-        bits,
-        settings,
-        generator=generator,
-        mask=mask,
-        original=original,
-    ):
-        if on_state is not None:
-            on_state(state)
-    working_size = tuple(working.shape[-2:])
-    rendered = render(model, autoencoder, state.watermark, image[None], working_size, original=original)
-    result = rendered.composition
+    image = as_rgb(image, min_side=MIN_SIDE)
+    settings = settings.suited_to(model.distilled)
+    working = working_image(image, size)
+    whole = size_of(working)
+    area = None if mask is None else F.interpolate(as_mask(mask), size=whole, mode="bilinear", align_corners=False)
+    parts = [part for part in windows(*whole) if area is None or part.cut(area).any()]
+
+    extractor = extractor.for_image(working, settings.label, settings.again)
+    watermarks, results = [], []
+    for index, part in enumerate(parts):
+        # 1. Inversion
+        with torch.no_grad():
+            latent = autoencoder.encode(padded(part.cut(working)))
+        inverting = invert(
+            model,
+            latent,
+            positive,
+            null,
+            steps=settings.steps,
+            start_sigma=settings.start_sigma,
+            guidance=settings.guidance,
+            method=settings.method,
+        )
+        inversion = result_of(inverting, on_inversion)
+        # 2. Noise optimisation
+        original = original_branch(model, autoencoder, inversion, settings.constraint)
+        objective = Objective(
+            model,
+            autoencoder,
+            inversion,
+            part.cut(working),
+            extractor.for_window(part.top, part.left),
+            bits,
+            settings,
+            mask=None if area is None else part.cut(area),
+            original=original,
+        )
+        optimising = optimise(objective, generator=generator)
+        watermarks.append(result_of(optimising, _counting_on(on_state, index, len(parts))))
+        # 3. Constrained denoising
+        denoised = denoise_watermark(model, autoencoder, watermarks[-1], part.size, original=original)
+        results.append(denoised if len(parts) == 1 else _at_its_limit(denoised, part.cut(working), settings))
+    # 4. Composition
+    decoded = blend(parts, [result.decoded for result in results], whole)
+    decoded_original = blend(parts, [result.decoded_original for result in results], whole)
+    masks = [result.mask for result in results if result.mask is not None]
+    mask = blend(parts, masks, whole) if masks else None
+    del results, original
+
+    def composed(quality: float | None) -> Composition:
+        return compose(image[None], decoded, decoded_original, replace(settings.composing, quality=quality), mask=mask)
+
+    if settings.spare and settings.quality is not None:
+        regeneration = regenerations(model, autoencoder, watermarks[-1].inversion.unconditional)
+        mix = training_mix(settings.mix, regeneration, extractor.window)
+        composition = spared(composed, settings.quality, extractor, bits, mix, generator, size)
+    else:
+        composition = composed(settings.quality)
     return Marked(
-        image=result.image[0],
+        image=composition.image[0],
         bits=bits,
-        psnr=result.psnr,
-        psnr_image=result.psnr_image,
-        ssim=float(ssim(result.image, image[None])),
-        iterations=state.iteration,
+        judgement=composition.judgement,
+        psnr=composition.psnr,
+        psnr_image=composition.psnr_image,
+        ssim=float(ssim(composition.image, image[None])),
+        iterations=sum(watermark.report["iterations"] for watermark in watermarks),
         seconds=time.perf_counter() - start,
-        watermark=state.watermark,
+        watermarks=tuple(watermarks),
+        residual=decoded - decoded_original,
+        extractor=extractor,
+    )
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """The result of constrained denoising.
+
+    Attributes:
+        latent: The marked clean latent, (1, C, h, w).
+        decoded: Its image, (1, 3, H, W), not clamped, at working size.
+        decoded_original: The image of the original branch.
+        mask: Area of the change, (1, 1, H, W), or None.
+    """
+
+    latent: Tensor
+    decoded: Tensor
+    decoded_original: Tensor
+    mask: Tensor | None
+
+
+def denoise_watermark(
+    model: DiffusionModel,
+    autoencoder: Autoencoder,
+    watermark: Watermark,
+    size: tuple[int, int],
+    *,
+    original: OriginalBranch | None = None,
+) -> Denoised:
+    """Stage 3: constrained denoising of an optimised watermark.
+
+    Args:
+        model: The model of the inversion.
+        autoencoder: Its autoencoder.
+        watermark: The result of `optimise`.
+        size: (height, width) of the working image inside the decoded one, without padding.
+        original: The original branch, if it was computed before.
+    """
+    settings, inversion = watermark.settings, watermark.inversion
+    if original is None:
+        original = original_branch(model, autoencoder, inversion, Constraint(False, settings.inject, settings.mask))
+    with torch.no_grad():
+        unconstrained = replace(original, reference=[])  # the loss is for the optimisation alone
+        latent, decoded, _ = marked_branch(
+            model, autoencoder, inversion, watermark.delta, unconstrained, space=settings.space
+        )
+    height, width = size
+    mask = combined_mask(original.mask, watermark.mask, size)
+    return Denoised(latent, decoded[..., :height, :width], original.decoded[..., :height, :width], mask)
+
+
+def _at_its_limit(denoised: Denoised, image: Tensor, settings: Settings) -> Denoised:
+    """The change scaled as the window's own composition would scale it, so that windows of one image are in balance."""
+    if settings.composition != "residual":
+        return denoised
+    decoded, below = denoised.decoded, denoised.decoded_original
+    scale = compose(image, decoded, below, settings.composing, mask=denoised.mask).scale
+    return replace(denoised, decoded=below + scale * (decoded - below))
+
+
+def _counting_on(on_state: Callable[[State], None] | None, index: int, count: int) -> Callable[[State], None] | None:
+    """`on_state` for window `index` of `count`, with iterations counted over all windows."""
+    if on_state is None or count == 1:
+        return on_state
+    return lambda state: on_state(
+        replace(state, iteration=index * state.total + state.iteration, total=count * state.total)
     )

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onrw_core.model import AttentionControl, AttentionMaps, Conditioning, DiffusionModel
-from onrw_core.ode import latent_scale, sigmas_from_alphas_cumprod
+from onrw_core.diffusion.model import AttentionControl, AttentionMaps, Conditioning, DiffusionModel
+from onrw_core.diffusion.ode import latent_scale, sigmas_from_alphas_cumprod
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """Stable Diffusion's noise schedule."""
@@ -30,7 +30,7 @@ class DummyModel(DiffusionModel):
 
     Attributes:
         raw: The network itself, ``raw(z, sigma, embeddings)`` on unit-variance latents: what it puts out is eps, v or
-            the flow's velocity, as `prediction` says.
+            the flow's velocity, as `prediction` says; a flow is shown in the eps form (see `ode`).
         calls: Number of network evaluations so far.
     """
 
@@ -39,8 +39,10 @@ class DummyModel(DiffusionModel):
     def __init__(self, prediction: str = "eps", channels: int = 4, width: int = 8, text: float = 0.5, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
         hidden = 16
-        self.prediction, self.flow, self.text, self.calls = prediction, prediction == "flow", text, 0
-        self.sigmas = torch.arange(1, 1001) / 1000 if self.flow else sigmas_from_alphas_cumprod(alphas_cumprod())
+        self.flow = prediction == "flow"
+        self.prediction, self.text, self.calls = "eps" if self.flow else prediction, text, 0
+        levels = torch.arange(1, 1000) / 1000
+        self.sigmas = levels / (1 - levels) if self.flow else sigmas_from_alphas_cumprod(alphas_cumprod())
 
         def weight(*shape: int) -> Tensor:
             fan_in = math.prod(shape[1:])
@@ -61,9 +63,13 @@ class DummyModel(DiffusionModel):
     def denoise(
         self, x: Tensor, sigma: Tensor, conditionings: Sequence[Conditioning], control: AttentionControl | None = None
     ) -> tuple[list[Tensor], AttentionMaps]:
-        scale = latent_scale(sigma, self.flow)
+        scale = latent_scale(sigma)
         results = []
         for conditioning in conditionings:
+            if self.flow:
+                y, s = x / (1 + sigma), sigma / (1 + sigma)
+                results.append(y - s * self.raw(y, s, conditioning.embeddings))
+                continue
             raw = self.raw(x / scale, sigma, conditioning.embeddings)
             results.append(x / scale**2 - raw * sigma / scale if self.prediction == "v" else x - sigma * raw)
         return results, AttentionMaps()

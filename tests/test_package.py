@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "onrw_core"
 MODULES = sorted(path for path in CORE.rglob("*.py"))
 # What is run from the command line talks to a person; all else logs.
-SPEAKING = ("cli.py", "demo.py", "commands", "bench", "mini/evaluate.py")
-ALLOWED = {"torch", "numpy", "PIL", "safetensors", "tqdm", "onrw_core", *sys.stdlib_module_names}
+SPEAKING = ("commands", "bench", "training/evaluate.py")
+ALLOWED = {"torch", "numpy", "PIL", "safetensors", "einops", "tqdm", "onrw_core", *sys.stdlib_module_names}
 
 
 def project() -> dict:
@@ -53,7 +53,7 @@ def test_versions_agree():
 def test_constraints_pin_all_that_is_asked_for():
     meta = project()["project"]
     wanted = meta["dependencies"] + [
-        item for extra in ("sd", "rivagan", "bench", "test") for item in meta["optional-dependencies"][extra]
+        item for extra in ("sd", "rivagan", "bench", "c2pa", "test") for item in meta["optional-dependencies"][extra]
     ]
     assert {name_of(requirement) for requirement in wanted} <= pins().keys()
     assert all("==" in line for line in pins().values())
@@ -69,7 +69,13 @@ def test_nodes_bring_no_torch_of_their_own():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
 def test_module_imports_what_the_core_may(path):
     parts = path.relative_to(CORE).parts
-    optional = {"backends": {"diffusers"}, "bench": None, "extractors": {"onnx", "imwatermark"}, "cluster.py": {"ray"}}
+    optional = {
+        "diffusion": {"diffusers"},
+        "bench": None,
+        "imaging": {"av"},
+        "extractors": {"onnx", "imwatermark"},
+        "commands": {"c2pa", "ray"},
+    }
     extra = optional.get(parts[0], set())
     if extra is not None:  # benchmarks import the packages that they compare with
         assert imports(path) <= ALLOWED | extra
@@ -84,10 +90,19 @@ def test_module_has_a_docstring_and_does_not_print(path):
         assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
 
 
+def test_imports_run_one_way():
+    """The contracts in pyproject.toml: layers, and no circle inside of a package."""
+    pytest.importorskip("importlinter")
+    code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    linted = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert linted.returncode == 0, linted.stdout
+
+
 def test_core_is_importable_without_comfyui_and_torchvision():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('comfy', 'torchvision', 'diffusers', 'transformers')));"
-        "import onrw_core.pipeline, onrw_core.message, onrw_core.extractors.keyed, onrw_core.cli, onrw_core.mini"
+        "import onrw_core.pipeline, onrw_core.payload.message, onrw_core.extractors.keyed.extractor;"
+        "import onrw_core.commands.cli, onrw_core.mini"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
@@ -110,7 +125,9 @@ def test_wheel_holds_the_core_alone(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} <= {"onrw_core", "onrw"}
     shipped = {name for name in names if name.startswith("onrw_core/")}
-    wanted = [path for pattern in ("samples/*", "mini/weights/*", "**/*.py") for path in CORE.glob(pattern)]
+    wanted = [
+        path for pattern in ("samples/*", "commands/web/*", "mini/weights/*", "**/*.py") for path in CORE.glob(pattern)
+    ]
     assert {str(path.relative_to(ROOT)) for path in wanted} <= shipped
     weights = {f"onrw_core/mini/weights/{name}" for name in (AUTOENCODER_FILE, UNET_FILE, TEXT_FILE, CHECKSUM_FILE)}
     assert weights <= shipped

@@ -1,63 +1,97 @@
-"""Attention probabilities of ComfyUI's UNets: recorded without changing one bit of the output, or replaced.
+"""Attention probabilities of ComfyUI's UNets: recorded without changing any bit of the output, or replaced.
 
-ComfyUI lets one callable per transformer block stand in for its attention. Ours are installed on a copy of the sampling
-options, call whatever stood there before, and read or replace the rows of the positive prompt only.
+ComfyUI allows one callable per transformer block in place of its attention. The callables of this module are installed
+on a copy of the sampling options, call the callable that was there before, and read or replace the rows of the positive
+prompt only.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch, optimized_attention
+from einops import rearrange, reduce
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
-from ...onrw_core.attention import probabilities
-from ...onrw_core.model import AttentionControl, AttentionMaps
+from ...onrw_core.diffusion.attention import probabilities
+from ...onrw_core.diffusion.model import AttentionControl, AttentionMaps
+from .patches import name_of, on_copies, refused_in_place
 
 __all__ = ["differentiable", "with_control"]
 
 KINDS = {"self": "attn1", "cross": "attn2"}
+HEADS = "b tokens (heads d) -> b heads tokens d"
 
 
 def differentiable(model_options: dict[str, Any]) -> dict[str, Any]:
     """Sampling options under which a UNet of ComfyUI can be differentiated.
 
-    The fast attention kernels have no backward pass, or one that costs several times the memory: torch's own is used.
-    ControlNets add to the skip tensors in place, after the next block saved them: that block gets a copy.
+    The fast attention kernels have no backward pass, or a backward pass that needs several times the memory, so torch's
+    attention is used. An attention override of the user is applied around it if it can be differentiated; otherwise it
+    is left out with a warning. ControlNets add to the skip tensors in place, after the next block saved them for the
+    backward pass, so that block gets a copy.
     """
-
-    def attention(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        return attention_pytorch(*args, **kwargs)
-
-    options = dict(model_options)
-    transformer = dict(options.get("transformer_options", {}))
-    transformer["optimized_attention_override"] = attention
-    patches = dict(transformer.get("patches", {}))
+    options = refused_in_place(model_options)
+    transformer = on_copies(options.get("transformer_options", {}))
+    transformer["optimized_attention_override"] = _attention(transformer.get("optimized_attention_override"))
     name = "input_block_patch_after_skip"
+    patches = transformer["patches"]
     patches[name] = [*patches.get(name, []), lambda h, extra: h.clone()]
-    transformer["patches"] = patches
     options["transformer_options"] = transformer
     return options
 
 
+def _attention(override: Callable | None) -> Callable:
+    """A differentiable attention override: torch's attention, inside the user's override if that is differentiable."""
+    kept: list[bool] = []  # whether the user's override is kept; filled at the first call
+
+    def attention(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        if override is not None and not kept:
+            kept.append(_has_gradient(override, args, kwargs))
+            if not kept[0]:
+                logging.warning(
+                    "ONRW: the attention override %s cannot be differentiated; torch's attention is used in its place",
+                    name_of(override),
+                )
+        if override is not None and kept[0]:
+            return override(attention_pytorch, *args, **kwargs)
+        return attention_pytorch(*args, **kwargs)
+
+    return attention
+
+
+def _has_gradient(override: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether an attention override is differentiable, tested on copies of queries, keys and values."""
+    with torch.inference_mode(False), torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t):
+        inputs = [tensor.detach().clone().requires_grad_() for tensor in args[:3]]
+        try:
+            out = override(attention_pytorch, *inputs, *args[3:], **kwargs)
+            gradients = torch.autograd.grad(out.float().square().sum(), inputs)
+        except RuntimeError:  # no graph, or a kernel without a backward pass
+            return False
+    return all(gradient.isfinite().all() for gradient in gradients)
+
+
 def with_control(
     model_options: dict[str, Any],
-    unet: torch.nn.Module,
+    unet: Any,
     control: AttentionControl,
     maps: AttentionMaps,
     shape: torch.Size,
     tokens: int,
 ) -> dict[str, Any]:
-    """Sampling options that record into `maps`, and inject, as `control` says.
+    """Sampling options that record attention into `maps` and inject attention, as `control` defines.
 
     Args:
-        model_options: The options to copy; patches that are already there go on working.
+        model_options: The options to copy; existing patches keep working.
         unet: The diffusion model, whose transformer blocks are looked up.
         control: What to record and what to replace.
         maps: Filled in during the model call, with the rows of the first conditioning.
-        shape: Of the latents, (B, C, h, w). Areas of a prompt that cover less are passed over.
+        shape: Of the latents, (B, C, h, w). Areas of a prompt that cover less are ignored.
         tokens: Tokens of the first conditioning; a prompt that ComfyUI repeated to match a longer one is folded back.
     """
     options = dict(model_options)
@@ -96,19 +130,19 @@ def _patch(
             out = optimized_attention(q, k, v, extra["n_heads"], attn_precision=precision, transformer_options=extra)
         height, width = extra["activations_shape"][-2:]
         whole = tuple(extra["original_shape"][-2:]) == tuple(shape[-2:])
-        # Token merging and tiling change the number of queries: there is no map of the whole picture then.
+        # Token merging and tiling change the number of queries, so there is no map of the whole image.
         if not whole or q.shape[1] != height * width or 0 not in extra["cond_or_uncond"]:
             return out
         start = shape[0] * extra["cond_or_uncond"].index(0)
         rows = slice(start, start + shape[0])
-        # ComfyUI may evaluate a prompt in parts, each with options of its own: the first part counts. When it is
-        # computed again in the backward pass, it has to do again what it did.
+        # ComfyUI may evaluate a prompt in parts, each with options of its own: the first part is recorded. The
+        # recomputation in the backward pass must do the same as the first computation.
         first = owners.setdefault(layer, extra["cond_or_uncond"]) is extra["cond_or_uncond"]
         if first and control.record(kind, q.shape[1]):
-            heads = (t[rows].unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for t in (q, k))
-            found = probabilities(*heads, control.mean)
+            query, key = (rearrange(t[rows], HEADS, heads=extra["n_heads"]) for t in (q, k))
+            found = probabilities(query, key, control.mean)
             if kind == "cross" and found.shape[-1] != tokens:
-                found = found.unflatten(-1, (-1, tokens)).sum(-2)
+                found = reduce(found, "b heads n (copies tokens) -> b heads n tokens", "sum", tokens=tokens)
             recorded.setdefault(layer, found)
             maps.sizes[layer] = (height, width)
         if injected is not None:
@@ -121,11 +155,11 @@ def _patch(
 def _attend(probabilities: Tensor, v: Tensor) -> Tensor:
     """Values (B, M, heads * d) gathered by given probabilities (B or 1, heads, N, M)."""
     heads = probabilities.shape[1]
-    values = v.unflatten(-1, (heads, -1)).transpose(1, 2).float()
-    return (probabilities.to(values) @ values).transpose(1, 2).flatten(-2)
+    values = rearrange(v, HEADS, heads=heads).float()
+    return rearrange(probabilities.to(values) @ values, "b heads tokens d -> b tokens (heads d)")
 
 
-def _blocks(unet: torch.nn.Module) -> list[tuple]:
+def _blocks(unet: Any) -> list[tuple]:
     """Keys of all transformer blocks: (part, index, depth)."""
     parts = [("input", i, m) for i, m in enumerate(unet.input_blocks)]
     parts += [("middle", 0, unet.middle_block)] if unet.middle_block is not None else []

@@ -1,7 +1,8 @@
 """A VAE of ComfyUI as the core's `Autoencoder`.
 
-`comfy.sd.VAE.decode` clamps (no gradient outside [0, 1]), may fall back to tiles and loads models on its own, so the
-network inside it is called directly. The latent's scale is the model's: the same VAE serves models of several scales.
+`comfy.sd.VAE.decode` clamps (no gradient outside [0, 1]), may fall back to tiles and loads models itself, so the
+network inside it is called directly. The latent scale is that of the model, because one VAE serves models of several
+scales.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor
 
-from ...onrw_core.fingerprint import fingerprint
-from ...onrw_core.model import Autoencoder
-from ...onrw_core.recompute import outermost, recomputed
+from ...onrw_core.diffusion.checkpointing import outermost, recomputed
+from ...onrw_core.diffusion.fingerprint import fingerprint
+from ...onrw_core.diffusion.model import Autoencoder
+from .latents import from_latent, to_latent
 
 __all__ = ["ComfyAutoencoder"]
 
@@ -21,7 +23,7 @@ BLOCKS = ("ResnetBlock", "AttnBlock", "Upsample")
 
 
 class ComfyAutoencoder(Autoencoder):
-    """A loaded VAE.
+    """A loaded VAE of ComfyUI as an autoencoder of the core.
 
     Attributes:
         clamped: Decode to [0, 1], as the node VAE Decode does; off for gradients.
@@ -31,14 +33,13 @@ class ComfyAutoencoder(Autoencoder):
         model: Scales latents.
 
     Raises:
-        ValueError: If the VAE is not one of images, or its channels are not the model's.
+        ValueError: If the VAE is not an image VAE, or its number of channels differs from the model's.
     """
 
     def __init__(self, vae: comfy.sd.VAE, model: BaseModel) -> None:
-        if vae.latent_dim != 2 or vae.output_channels != 3 or not isinstance(vae.downscale_ratio, int):
-            raise ValueError(
-                "vae: an image VAE is needed (SD1, SD2, SDXL or the embedded one), not one of video or audio"
-            )
+        factor = vae.spacial_compression_decode()
+        if vae.latent_dim not in (2, 3) or vae.output_channels != 3 or not isinstance(factor, int):
+            raise ValueError("vae: it does not decode images; connect the VAE that belongs to the model")
         if vae.latent_channels != model.latent_format.latent_channels:
             raise ValueError(
                 f"vae: its latents have {vae.latent_channels} channels and the model's have "
@@ -48,20 +49,24 @@ class ComfyAutoencoder(Autoencoder):
         self.vae = vae
         self.network = vae.first_stage_model
         self.model = model
-        self.factor = vae.downscale_ratio
+        self.factor = factor
+        self.video = vae.latent_dim == 3  # decodes frames; each image is a video of one
         self.channels = vae.latent_channels
         self.name = f"{type(self.network).__name__}-{fingerprint(self.network.state_dict())}"
-        # ComfyUI maps the network's output to [0, 1] and clamps; two probes inside give the map without the clamp.
+        # ComfyUI maps the network's output to [0, 1] and clamps; two values inside give the map without the clamp.
         low, high = (vae.process_output(torch.tensor([value])).item() for value in (0.0, 0.25))
         self.scale, self.offset = (high - low) / 0.25, low
 
     def encode(self, images: Tensor) -> Tensor:
         pixels = self.vae.process_input(images).to(self.vae.device, self.vae.vae_dtype)
-        return self.model.process_latent_in(self.network.encode(pixels).float()).to(images.device)
+        pixels = pixels.unsqueeze(2) if self.video else pixels
+        return from_latent(self.model, self.network.encode(pixels).float()).to(images.device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        z = self.model.process_latent_out(latents).to(self.vae.device, self.vae.vae_dtype)
-        images = (self.network.decode(z).float() * self.scale + self.offset).to(latents.device)
+        z = to_latent(self.model, latents).to(self.vae.device, self.vae.vae_dtype)
+        pixels = self.network.decode(z)
+        pixels = pixels.squeeze(2) if self.video else pixels
+        images = (pixels.float() * self.scale + self.offset).to(latents.device)
         return images.clamp(0, 1) if self.clamped else images
 
     def decode_checkpointed(self, latents: Tensor) -> Tensor:

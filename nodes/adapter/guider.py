@@ -1,4 +1,4 @@
-"""A guider that retraces inversions: guided sampling with the null embedding of each step, for stock samplers."""
+"""A guider that reconstructs inverted images: guided sampling with the null embedding of each step."""
 
 from __future__ import annotations
 
@@ -10,26 +10,38 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...onrw_core.attention import record_rule
-from ...onrw_core.inversion import Inversion, replay_step
-from ...onrw_core.model import AttentionControl, AttentionMaps
+from ...onrw_core.stages.constrained_denoising import Constraint, Replayed, replay_original
+from ...onrw_core.stages.inversion_record import Inversion
 from .conditioning import NEGATIVE, POSITIVE, check_model, to_comfy
+from .latents import from_network, to_latent, to_network
 from .model import ComfyModel
+from .noise_levels import NoiseLevels
 
-__all__ = ["InversionGuider", "NoNoise"]
+__all__ = ["InversionGuider", "KnownNoise", "start_of"]
 
 
-class NoNoise:
-    """The NOISE of a latent that is noisy already."""
+class KnownNoise:
+    """The NOISE of an inversion, which is zero where the latent is noisy already."""
 
     seed = 0
 
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = noise
+
     def generate_noise(self, latent: dict[str, Any]) -> Tensor:
-        return torch.zeros_like(latent["samples"], device="cpu")
+        return self.noise.cpu()
+
+
+def start_of(model: ModelPatcher, x: Tensor, sigmas: Tensor) -> tuple[KnownNoise, Tensor, Tensor]:
+    """NOISE, SIGMAS and samples of a LATENT with which a stock sampler starts at latents `x` of the core."""
+    levels = NoiseLevels(model.get_model_object("model_sampling"))
+    noise, latent = levels.start(x, sigmas[0])
+    samples = to_network(model.model, latent) if not latent.any() else to_latent(model.model, latent)
+    return KnownNoise(to_network(model.model, noise)), levels.sigma_out(sigmas), samples
 
 
 class InversionGuider(comfy.samplers.CFGGuider):
-    """Guidance of one inversion per image of the batch.
+    """The guider of one inversion per image of the batch, for stock samplers.
 
     Args:
         model: The model that the inversions were made with.
@@ -47,7 +59,7 @@ class InversionGuider(comfy.samplers.CFGGuider):
         self.set_cfg(first.guidance)
 
     def sample(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.maps: dict[int, list[AttentionMaps]] = {}
+        self.originals: dict[int, Replayed] = {}
         return super().sample(*args, **kwargs)
 
     def predict_noise(
@@ -56,33 +68,22 @@ class InversionGuider(comfy.samplers.CFGGuider):
         """The guided x0_hat, with the null embeddings of the step whose sigma is nearest."""
         if len(x) != len(self.inversions):
             raise ValueError(
-                f"latent_image: {len(x)} latents for {len(self.inversions)} images; connect the LATENT of ONRW Guider"
+                f"latent_image: {len(x)} latents for {len(self.inversions)} images; connect that of Watermark Guider"
             )
         model = ComfyModel(self, model_options or {}, self.prompts)
-        sigma = timestep[0]
+        sigma = model.levels.sigma_in(timestep[0])
+        noisy = model.levels.noisy_in(from_network(self.inner_model, x), timestep[0])
         predictions = []
-        for index, (latent, inversion) in enumerate(zip(x.split(1), self.inversions, strict=True)):
+        for index, (latent, inversion) in enumerate(zip(noisy.split(1), self.inversions, strict=True)):
             step = int((inversion.sigmas[:-1].log() - sigma.cpu().log()).abs().argmin())
-            control = self._control(model, index, step) if self.inject else None
+            control = self._original(model, index).control(step) if self.inject else None
             null = inversion.null_at(step)
             positive = self.prompts[POSITIVE]
             predictions.append(model.guided(latent, sigma, positive, null, inversion.guidance, control)[0])
-        return torch.cat(predictions)
+        return to_network(self.inner_model, torch.cat(predictions))
 
-    def _control(self, model: ComfyModel, index: int, step: int) -> AttentionControl:
-        if index not in self.maps:
+    def _original(self, model: ComfyModel, index: int) -> Replayed:
+        if index not in self.originals:
             check_model(self.inversions[index], model)
-            self.maps[index] = original_maps(model, self.inversions[index])
-        return AttentionControl(lambda kind, tokens: False, self.maps[index][step])
-
-
-def original_maps(model: ComfyModel, inversion: Inversion) -> list[AttentionMaps]:
-    """Self-attention of the unchanged replay, step by step."""
-    x = inversion.latents[0]
-    rule = record_rule(tuple(x.shape[-2:]))
-    control = AttentionControl(lambda kind, tokens: kind == "self" and rule(kind, tokens))
-    recorded = []
-    for step in range(inversion.steps):
-        x, maps = replay_step(model, inversion, step, x, control=control)
-        recorded.append(maps)
-    return recorded
+            self.originals[index] = replay_original(model, self.inversions[index], Constraint(inject=True))
+        return self.originals[index]

@@ -1,12 +1,10 @@
-"""The embedded model as ComfyUI's MODEL, CLIP and VAE, for stock nodes and for ours.
+"""The embedded model as ComfyUI's MODEL, CLIP and VAE, for stock nodes and the nodes of the pack.
 
-Its UNet has the layout of ComfyUI's `UNetModel`, so ComfyUI's own class is filled with its weights and everything that
-works on a UNet there (LoRA, patches, previews) works. The text encoder and the autoencoder are wrapped.
+Its UNet has the structure of ComfyUI's `UNetModel`, so its weights are loaded into that class, and everything that
+works on a UNet of ComfyUI (LoRA, patches, previews) works. The text encoder and the autoencoder are wrapped.
 """
 
 from __future__ import annotations
-
-import functools
 
 import comfy.latent_formats
 import comfy.model_base
@@ -25,7 +23,7 @@ from ...onrw_core.mini.unet import UNet
 
 __all__ = ["ONCE", "load"]
 
-NAME = "mini"  # of the text encoder in ComfyUI's token dictionaries
+NAME = "mini"  # key of the text encoder in ComfyUI's token dictionaries
 ONCE = "once"
 
 
@@ -38,7 +36,7 @@ def load() -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
 
 
 class MiniLatents(comfy.latent_formats.LatentFormat):
-    """Latents of unit variance, and their linear preview: the mean of each patch that the linear decoder draws."""
+    """The format of latents of unit variance; the linear preview is the mean of each patch of the linear decoder."""
 
     scale_factor = 1.0
 
@@ -47,13 +45,14 @@ class MiniLatents(comfy.latent_formats.LatentFormat):
             return
         decoder = network.linear_decoder
         self.latent_channels = decoder.in_channels
+        assert decoder.bias is not None
         colours = decoder.weight.detach().flatten(1).unflatten(0, (3, -1)).mean(1) / network.latent_scale
         self.latent_rgb_factors = colours.T.tolist()
         self.latent_rgb_factors_bias = decoder.bias.detach().unflatten(0, (3, -1)).mean(1).tolist()
 
 
 class MiniConfig(comfy.supported_models_base.BASE):
-    """What `BaseModel` asks for: v-prediction on Stable Diffusion's schedule."""
+    """The configuration that `BaseModel` needs: v-prediction on Stable Diffusion's schedule."""
 
     unet_extra_config: dict = {}
     latent_format = MiniLatents
@@ -74,7 +73,7 @@ def diffusion_model(unet: UNet, network: PatchAutoencoder) -> ModelPatcher:
 
 
 class MiniTokenizer:
-    """Words with ComfyUI's weights, ``(word:1.2)``, to the embedded model's tokens."""
+    """The tokenizer of the embedded model, with ComfyUI's weights, ``(word:1.2)``."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -84,10 +83,11 @@ class MiniTokenizer:
     ) -> dict[str, list]:
         """One row of (token, weight), or (token, weight, word number from 1 on, 0 for no word).
 
-        The row repeats the text until it is full, or not with the tokenizer option "once".
+        The text is repeated until the row is full, except with the tokenizer option "once".
         """
         parsed = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
-        words, weights = [], []
+        words: list[str] = []
+        weights: list[float] = []
         for segment, weight in parsed:
             found = self.tokenizer(comfy.sd1_clip.unescape_important(segment)).words
             words += found
@@ -116,10 +116,10 @@ class MiniText(torch.nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
         self.dtypes = {torch.float32}
 
     def set_clip_options(self, options: dict) -> None:
-        """There are no layers to choose from."""
+        """Does nothing: the encoder has no choice of layers."""
 
     def reset_clip_options(self) -> None:
-        """There are no layers to choose from."""
+        """Does nothing: the encoder has no choice of layers."""
 
     def gen_empty_tokens(self, special_tokens: dict, length: int) -> list[int]:
         return self.blank
@@ -133,7 +133,7 @@ class MiniText(torch.nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
 
 
 def text_encoder(mini: Mini) -> comfy.sd.CLIP:
-    """A CLIP for stock and own text nodes."""
+    """The text encoder as a CLIP, for stock text nodes and Encode Prompt (Words)."""
     target = comfy.supported_models_base.ClipTarget(
         tokenizer=lambda **options: MiniTokenizer(mini.tokenizer),
         clip=lambda device, **options: MiniText(mini.text, mini.tokenizer).to(device),
@@ -142,7 +142,7 @@ def text_encoder(mini: Mini) -> comfy.sd.CLIP:
 
 
 class MiniVAE(comfy.sd.VAE):
-    """The embedded autoencoder, which works on images in [0, 1] itself."""
+    """The embedded autoencoder as a VAE; its images are in [0, 1] without a mapping."""
 
     def __init__(self, network: PatchAutoencoder) -> None:
         # A pixel-space VAE has no weights: it sets every attribute that this version of ComfyUI knows to its default.
@@ -151,7 +151,8 @@ class MiniVAE(comfy.sd.VAE):
         self.latent_channels = network.linear_decoder.in_channels
         self.downscale_ratio = self.upscale_ratio = 8
         self.process_input = lambda image: image
-        self.process_output = functools.partial(torch.clamp, min=0.0, max=1.0)
+        # In place: newer versions of ComfyUI discard what it returns.
+        self.process_output = lambda image: image.clamp_(0.0, 1.0)
         # About 64 values of float32 per pixel at most, at a quarter of the resolution and below.
         self.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * 256
         self.memory_used_decode = lambda shape, dtype: shape[2] * shape[3] * 64 * 256

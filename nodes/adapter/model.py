@@ -1,32 +1,35 @@
 """A model inside ComfyUI's sampling as the core's `DiffusionModel`.
 
-It lives only while a guider samples: ComfyUI has then loaded the weights, patched LoRAs in, prepared areas, ControlNets
-and hooks, and every call below goes through the same functions as stock samplers.
+It exists only while a guider samples: ComfyUI has then loaded the weights, applied LoRAs, and prepared areas,
+ControlNets and hooks, and every call below uses the same functions as stock samplers.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import comfy.conds
 import comfy.model_management
 import comfy.samplers
 import torch
-from comfy.model_sampling import CONST, V_PREDICTION
 from torch import Tensor
 
-from ...onrw_core.fingerprint import fingerprint
-from ...onrw_core.model import AttentionControl, AttentionMaps, Conditioning, DiffusionModel
-from ...onrw_core.recompute import outermost, recomputed
+from ...onrw_core.diffusion.checkpointing import on_copies, outermost, recomputed
+from ...onrw_core.diffusion.model import AttentionControl, AttentionMaps, Conditioning, DiffusionModel
+from . import transformers
 from .attention import differentiable, with_control
-from .conditioning import ComfyConditioning
+from .conditioning import ComfyConditioning, with_embeddings
+from .families import family_of
+from .identity import identity
+from .latents import from_network, to_network
+from .noise_levels import NoiseLevels
 
 __all__ = ["ComfyModel"]
 
-BLOCKS = ("ResBlock", "BasicTransformerBlock")
+BLOCKS = ("Block",)
 
 
 class ComfyModel(DiffusionModel):
@@ -36,45 +39,45 @@ class ComfyModel(DiffusionModel):
         guider: A `CFGGuider` inside its `sample`.
         model_options: The options that the guider's sampler received.
         prompts: What the guider prepared as "positive" and "negative".
+        factor: Pixels per latent position, where the VAE is known.
 
     Raises:
-        ValueError: For flow models and models without an image-like latent or UNet, which are not supported.
+        ValueError: If the model predicts neither eps, v nor a flow.
     """
 
     def __init__(
-        self, guider: comfy.samplers.CFGGuider, model_options: dict[str, Any], prompts: dict[str, ComfyConditioning]
+        self,
+        guider: comfy.samplers.CFGGuider,
+        model_options: dict[str, Any],
+        prompts: Mapping[str, Conditioning],
+        factor: int | None = None,
     ) -> None:
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        unet = guider.inner_model.diffusion_model
-        if isinstance(sampling, CONST):
-            raise ValueError(
-                "model: flow models (SD3, Flux, ...) are not supported; use an SD1, SD2 or SDXL checkpoint"
-            )
-        if not hasattr(unet, "input_blocks"):
-            raise ValueError(f"model: {type(unet).__name__} is not a UNet; use an SD1, SD2 or SDXL checkpoint")
+        self.levels = NoiseLevels(guider.model_patcher.get_model_object("model_sampling"))
         self.guider = guider
+        self.base = guider.inner_model
+        self.network = self.base.diffusion_model
         self.device = guider.model_patcher.load_device
         self.model_options = differentiable(model_options)
         self.prompts = prompts
-        self.unet = unet
-        self.sigmas = sampling.sigmas.detach().float().cpu().clone()
-        self.prediction = "v" if isinstance(sampling, V_PREDICTION) else "eps"
+        self.sigmas, self.prediction = self.levels.sigmas, self.levels.prediction
+        self.family = family_of(self.base)
+        self.maps, self.distilled = self.family.maps, self.family.distilled
+        self.factor = factor if factor is not None else getattr(self.base.latent_format, "spacial_downscale_ratio", 8)
+        if self.maps == "none":
+            logging.info("ONRW: %s is not known; it is used without attention maps", type(self.network).__name__)
 
     @functools.cached_property
-    def name(self) -> str:
-        """Family and fingerprint of the weights, patches included."""
-        family = type(self.guider.inner_model.model_config).__name__
-        return f"{family}-{fingerprint(self.unet.state_dict())}"
+    def name(self) -> str:  # type: ignore[override]  # an attribute of the base; hashing weights takes time
+        """See `identity`."""
+        return identity(self.guider.model_patcher)
 
     def denoise(
         self, x: Tensor, sigma: Tensor, conditionings: Sequence[Conditioning], control: AttentionControl | None = None
     ) -> tuple[list[Tensor], AttentionMaps]:
-        options, maps = self._options(x, conditionings[0], control)
         conds = [self._conds(conditioning) for conditioning in conditionings]
-        x0 = comfy.samplers.calc_cond_batch(
-            self.guider.inner_model, conds, x.to(self.device), self._timestep(x, sigma), options
-        )
-        return [prediction.to(x) for prediction in x0], maps
+        with self._prepared(x, conditionings[0], control) as (options, maps):
+            predictions = comfy.samplers.calc_cond_batch(self.base, conds, *self._seen(x, sigma), options)
+        return [from_network(self.base, x0).to(x) for x0 in predictions], maps
 
     def guided(
         self,
@@ -86,40 +89,53 @@ class ComfyModel(DiffusionModel):
         control: AttentionControl | None = None,
     ) -> tuple[Tensor, AttentionMaps]:
         """Guidance by ComfyUI's own function, so that the user's guidance patches apply."""
-        options, maps = self._options(x, positive, control)
-        x0 = comfy.samplers.sampling_function(
-            self.guider.inner_model,
-            x.to(self.device),
-            self._timestep(x, sigma),
-            None if null is None else self._conds(null),
-            self._conds(positive),
-            1.0 if null is None else guidance,
-            model_options=options,
-        )
-        return x0.to(x), maps
+        with self._prepared(x, positive, control) as (options, maps):
+            x0 = comfy.samplers.sampling_function(
+                self.base,
+                *self._seen(x, sigma),
+                None if null is None else self._conds(null),
+                self._conds(positive),
+                1.0 if null is None else guidance,
+                model_options=options,
+            )
+        return from_network(self.base, x0).to(x), maps
 
-    def recomputing(self) -> AbstractContextManager[None]:
-        """See `DiffusionModel.recomputing`."""
-        return recomputed(outermost(self.unet, BLOCKS))
+    def _seen(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The noisy latent and the noise levels as ComfyUI's functions take them."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
+        noisy = to_network(self.base, self.levels.noisy_out(x.to(self.device), sigma))
+        return noisy, self.levels.sigma_out(sigma).expand(len(x))
 
-    def _timestep(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(len(x))
-
-    def _options(
+    @contextmanager
+    def _prepared(
         self, x: Tensor, positive: Conditioning, control: AttentionControl | None
-    ) -> tuple[dict[str, Any], AttentionMaps]:
+    ) -> Iterator[tuple[dict[str, Any], AttentionMaps]]:
+        """A context for one call of the network: the sampling options, and the maps that the call fills in."""
         comfy.model_management.throw_exception_if_processing_interrupted()  # Cancel acts within one call of the model
-        maps = AttentionMaps()
-        if control is None:
-            return self.model_options, maps
+        maps, options = AttentionMaps(), self.model_options
         tokens = positive.embeddings.shape[1]
-        return with_control(self.model_options, self.unet, control, maps, x.shape, tokens), maps
+        with ExitStack() as stack:
+            if control is not None and self.family.unet:
+                options = with_control(options, self.network, control, maps, x.shape, tokens)
+            elif control is not None and self.family.layout is not None:
+                references = positive.options.get("reference_latents") or ()
+                call = transformers.Call(
+                    self.network, self.family.layout, tuple(x.shape), tokens, references, self.factor
+                )
+                options = stack.enter_context(transformers.controlled(options, call, control, maps))
+            blocks = outermost(self.network, BLOCKS)
+            if self._recomputing:
+                stack.enter_context(recomputed(blocks))
+            elif not self.family.unet:
+                stack.enter_context(on_copies(blocks))
+            yield options, maps
 
     def _conds(self, conditioning: Conditioning) -> list[dict[str, Any]]:
-        """What ComfyUI prepared for this prompt, with its embeddings exchanged where they are not the prepared ones."""
+        """The conds that ComfyUI prepared for this prompt, with its embeddings if they are not the prepared ones."""
         for role, prompt in self.prompts.items():
             if conditioning.embeddings is prompt.embeddings:
                 return self.guider.conds[role]
-        exchanged = comfy.conds.CONDCrossAttn(conditioning.embeddings.to(self.device))
+        assert isinstance(conditioning, ComfyConditioning)  # of `from_comfy`
+        before = self.prompts[conditioning.role].embeddings
         prepared = self.guider.conds[conditioning.role]
-        return [{**cond, "model_conds": {**cond["model_conds"], "c_crossattn": exchanged}} for cond in prepared]
+        return [with_embeddings(cond, before, conditioning.embeddings.to(self.device)) for cond in prepared]

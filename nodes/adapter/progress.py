@@ -1,18 +1,23 @@
-"""Progress, previews and Cancel for the core's generators: whoever iterates decides what happens between two steps."""
+"""Progress, previews and Cancel for the core's generators."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 import comfy.model_management
 import comfy.utils
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
+
+from ...onrw_core.imaging.rounding import to_8bit
+from ...onrw_core.stages.progress import result_of
 
 __all__ = ["Progress"]
 
 State = TypeVar("State")
+Result = TypeVar("Result")
 PREVIEW_SIDE = 512
 
 
@@ -28,32 +33,39 @@ class Progress:
         self.bar = comfy.utils.ProgressBar(total)
 
     def advance(self, preview: Tensor | None = None, to: int | None = None) -> None:
-        """One step further, or up to step `to`.
+        """Advance by one step, or to step `to`.
 
         Args:
-            preview: A picture (1, 3, H, W) in [0, 1] to show.
-            to: The step that is reached; work that ended early skips steps.
+            preview: An image (1, 3, H, W) in [0, 1] to show.
+            to: The step that is reached; work that ends early skips steps.
 
         Raises:
             InterruptProcessingException: If the user pressed Cancel.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.done = self.done + 1 if to is None else to
-        shown = None if preview is None else ("JPEG", picture(preview), PREVIEW_SIDE)
+        shown = None if preview is None else ("JPEG", _as_pil(preview), PREVIEW_SIDE)
         self.bar.update_absolute(self.done, self.total, shown)
 
-    def follow(
-        self, states: Iterable[State], steps: int, preview: Callable[[State], Tensor | None] = lambda state: None
-    ) -> Iterator[State]:
-        """Pass a generator's states through, one step each; in the end `steps` are done however early it stopped."""
+    def result_of(
+        self,
+        states: Generator[State, None, Result],
+        steps: int,
+        preview: Callable[[State], Tensor | None] = lambda state: None,
+    ) -> Result:
+        """Run a generator of the core to its end, with one step of the bar per state, and fill the bar up to `steps`.
+
+        Args:
+            states: Yields its progress and returns its result.
+            steps: Number of the bar's steps that the generator accounts for.
+            preview: The image of a state, (1, 3, H, W) in [0, 1].
+        """
         end = self.done + steps
-        for state in states:
-            self.advance(preview(state), min(self.done + 1, end))
-            yield state
+        result = result_of(states, lambda state: self.advance(preview(state), min(self.done + 1, end)))
         self.advance(to=end)
+        return result
 
 
-def picture(image: Tensor) -> Image.Image:
+def _as_pil(image: Tensor) -> Image.Image:
     """The first image of (B, 3, H, W) in [0, 1]."""
-    pixels = image[0].detach().float().clamp(0, 1).mul(255).round().byte()
-    return Image.fromarray(pixels.movedim(0, -1).cpu().numpy())
+    return Image.fromarray(rearrange(to_8bit(image[0].float()), "c h w -> h w c").cpu().numpy())

@@ -1,8 +1,8 @@
-"""What happens to a picture between marking and reading.
+"""Attacks: what may happen to a marked image before it is read.
 
-Each attack is a small function of (images, strength, generator), differentiable or straight-through, under a
-name in `ATTACKS`. Its result is rounded to 8 bit and says exactly where it lies in the frame of its input, so that
-an optimiser can undo the geometry without searching for it. Results are never resized back.
+Each attack is a function of (images, strength, generator), differentiable or straight-through, under a name in
+`ATTACKS`. Its result is rounded to 8 bit and comes with its exact geometry relative to the input, so that an optimiser
+can undo the geometry without a search. Results are never resized back.
 """
 
 from . import codecs, filters, geometric, noises, overlays, tones  # noqa: F401  (each module fills the registry)

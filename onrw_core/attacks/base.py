@@ -1,15 +1,16 @@
-"""The attack, its registry and its text form (``jpeg=50``, ``crop=.5+jpeg=80``)."""
+"""Attacks, their registry and their text form (``jpeg=50``, ``crop=.5+jpeg=80``)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..geometry import Geometry
-from ..rounding import round_8bit
+from ..imaging.geometry import Geometry
+from ..imaging.rounding import round_8bit
 
 __all__ = [
     "ATTACKS",
@@ -17,6 +18,7 @@ __all__ = [
     "Attacked",
     "Chain",
     "Kind",
+    "Limits",
     "attack",
     "chain",
     "or_default",
@@ -28,11 +30,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack leaves.
+    """The result of an attack.
 
     Attributes:
         images: (B, 3, H', W') in [0, 1], multiples of 1/255.
-        geometry: Takes coordinates of `images` to coordinates of the attack's input.
+        geometry: Maps coordinates of `images` to coordinates of the attack's input.
     """
 
     images: Tensor
@@ -40,6 +42,7 @@ class Attacked:
 
 
 Function = Callable[[Tensor, float, "torch.Generator | None"], "Tensor | Attacked"]
+F = TypeVar("F", bound=Function)
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,12 @@ class Kind:
     """An entry of the registry.
 
     Attributes:
-        function: (images, strength, generator) -> images where they were, or `Attacked`.
+        function: (images, strength, generator) -> images whose pixels have not moved, or `Attacked`.
         default: Strength when none is given.
         low: Least valid strength.
         high: Greatest valid strength.
-        unit: What the strength counts; "" for an attack without strength.
-        description: One line, fit for a tooltip.
+        unit: Unit of the strength; "" for an attack without strength.
+        description: One line, as in a tooltip.
     """
 
     function: Function
@@ -63,15 +66,23 @@ class Kind:
     description: str
 
 
+class Limits(TypedDict):
+    """Range and unit of a strength, for attacks that share them."""
+
+    low: float
+    high: float
+    unit: str
+
+
 ATTACKS: dict[str, Kind] = {}
 
 
 def register(
     name: str, description: str, *, default: float = 0.0, low: float = 0.0, high: float = 0.0, unit: str = ""
-) -> Callable[[Function], Function]:
-    """Put a function into `ATTACKS`."""
+) -> Callable[[F], F]:
+    """Decorator that puts a function into `ATTACKS`."""
 
-    def enter(function: Function) -> Function:
+    def enter(function: F) -> F:
         ATTACKS[name] = Kind(function, default, low, high, unit, description)
         return function
 
@@ -91,15 +102,15 @@ class Attack:
     strength: float
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Attacked:
-        """Attack pictures.
+        """Attack images.
 
         Args:
             images: (B, 3, H, W) in [0, 1], float32.
-            generator: Source of what is random in the attack (noise; positions, shared by the batch); without
-                one, the same draw every time.
+            generator: Source of the attack's random numbers (noise; positions, shared by the batch). Without a
+                generator every call draws the same numbers.
 
         Returns:
-            The result, rounded to 8 bit straight-through, and where it lies in the input.
+            The result, rounded to 8 bit straight-through, and its geometry.
         """
         result = ATTACKS[self.name].function(images, self.strength, generator)
         if isinstance(result, Tensor):
@@ -112,7 +123,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Chain(Attack):
-    """Attacks one after another.
+    """Several attacks applied one after another.
 
     Attributes:
         parts: The attacks, first to last.
@@ -151,10 +162,10 @@ def attack(name: str, strength: float | None = None) -> Attack:
 
 
 def chain(attacks: Sequence[Attack]) -> Attack:
-    """Attacks one after another as one; a single one is returned as it is.
+    """Several attacks applied one after another, as one attack; a single attack is returned unchanged.
 
     Raises:
-        ValueError: No attack given.
+        ValueError: `attacks` is empty.
     """
     if not attacks:
         raise ValueError("a chain needs at least one attack; use 'identity' for none")
@@ -182,10 +193,10 @@ def parse(text: str) -> Attack:
 
 
 def or_default(generator: torch.Generator | None) -> torch.Generator:
-    """The generator given, or a fresh one with a fixed seed."""
+    """`generator`, or a new generator with seed 0 if it is None."""
     return torch.Generator().manual_seed(0) if generator is None else generator
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """One number from [low, high)."""
+    """A uniform random number from [low, high)."""
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()

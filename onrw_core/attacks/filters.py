@@ -1,11 +1,11 @@
-"""Attacks by convolution: Gaussian blur, mean filter, sharpening. Edges are replicated."""
+"""Filter attacks: Gaussian blur, mean filter, sharpening. Edges are replicated."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..convolve import gaussian_blur, separable
+from ..imaging.convolve import gaussian_blur, separable
 from .base import register
 
 __all__: list[str] = []
@@ -23,14 +23,14 @@ def mean(images: Tensor, strength: float, generator: torch.Generator | None) -> 
 
 @register(
     "sharpness",
-    "Multiply the distance from a smoothed picture: above 1 sharpens, below 1 softens.",
+    "Multiply the distance from a smoothed image: above 1 sharpens, below 1 blurs.",
     default=2.0,
     low=0.0,
     high=5.0,
     unit="factor",
 )
 def sharpness(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
-    # The 3x3 mean with the centre counted five times (Pillow's SMOOTH): 13 parts, 9 of them the mean's.
+    # The 3x3 mean with the centre counted five times (Pillow's SMOOTH): weights of 9 and 4 of 13.
     smooth = (9 * separable(images, _box(3)) + 4 * images) / 13
     return smooth + strength * (images - smooth)
 

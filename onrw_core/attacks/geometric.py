@@ -1,6 +1,6 @@
-"""Attacks that move pixels: crop, rotation, resize, aspect, flip, perspective.
+"""Geometric attacks: crop, rotation, resize, aspect, flip, perspective.
 
-Each returns the exact homography from received to input coordinates (see `geometry`).
+Each returns the exact homography from received to input coordinates (see `imaging.geometry`).
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Geometry, resample
-from .base import Attacked, or_default, register, uniform
+from ..imaging.geometry import Geometry, resample
+from .base import Attacked, Limits, or_default, register, uniform
 
 __all__: list[str] = []
 
-MIN_SIDE = 8  # pixels; no crop or resize leaves less
+MIN_SIDE = 8  # pixels; no crop or resize gives a shorter side
 
-_AREA = dict(low=0.01, high=1.0, unit="fraction of the area")
+_AREA: Limits = {"low": 0.01, "high": 1.0, "unit": "fraction of the area"}
 
 
-@register("identity", "Leave the picture as it is (only rounded to 8 bit).")
+@register("identity", "No change, apart from rounding to 8 bit.")
 def identity(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
     return images
 
 
-@register("crop", "Keep the centre of the picture, of the given share of its area.", default=0.5, **_AREA)
+@register("crop", "Keep the centre of the image: the given fraction of its area.", default=0.5, **_AREA)
 def crop(images: Tensor, strength: float, generator: torch.Generator | None) -> Attacked:
     height, width = _cropped(images, strength)
     return _window(images, (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2, height, width)
 
 
-@register("crop-random", "Keep a window at a random place, of the given share of area.", default=0.5, **_AREA)
+@register("crop-random", "Keep a window at a random position: the given fraction of the area.", default=0.5, **_AREA)
 def crop_random(images: Tensor, strength: float, generator: torch.Generator | None) -> Attacked:
     generator = or_default(generator)
     height, width = _cropped(images, strength)
@@ -43,7 +43,7 @@ def crop_random(images: Tensor, strength: float, generator: torch.Generator | No
 
 @register(
     "rotation",
-    "Turn counter-clockwise; the canvas stays, corners get black. Multiples of 90 turn the canvas, exactly.",
+    "Rotate counter-clockwise on the same canvas, with black corners. Multiples of 90 rotate the canvas, exactly.",
     default=25,
     low=-360,
     high=360,
@@ -65,7 +65,7 @@ def rotation(images: Tensor, strength: float, generator: torch.Generator | None)
 
 @register(
     "resize",
-    "Resize to the given share of the area (bicubic, low-passed when shrinking); aspect kept.",
+    "Resize to the given fraction of the area (bicubic, low-pass filtered when shrinking); keeps the aspect ratio.",
     default=0.5,
     low=0.01,
     high=4.0,
@@ -77,7 +77,7 @@ def resize(images: Tensor, strength: float, generator: torch.Generator | None) -
 
 @register(
     "aspect",
-    "Squeeze: below 1 the width times the strength, above 1 the height over it.",
+    "Change the aspect ratio: below 1 the width shrinks by the strength, above 1 the height by its inverse.",
     default=0.8,
     low=0.25,
     high=4.0,
@@ -104,7 +104,8 @@ def flip(images: Tensor, strength: float, generator: torch.Generator | None) -> 
 def perspective(images: Tensor, strength: float, generator: torch.Generator | None) -> Attacked:
     generator = or_default(generator)
     height, width = images.shape[-2:]
-    corners, moved = [], []
+    corners: list[tuple[float, float]] = []
+    moved: list[tuple[float, float]] = []
     for x, y in ((0, 0), (1, 0), (1, 1), (0, 1)):
         dx, dy = uniform(0, strength, generator), uniform(0, strength, generator)
         corners.append((x * width, y * height))
@@ -138,7 +139,8 @@ def _window(images: Tensor, top: int, left: int, height: int, width: int) -> Att
 
 def _homography(source: list[tuple[float, float]], target: list[tuple[float, float]]) -> Geometry:
     """The homography through four pairs of points: eight linear equations in its first eight entries."""
-    rows, values = [], []
+    rows: list[list[float]] = []
+    values: list[float] = []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         values += [u, v]

@@ -1,11 +1,11 @@
-"""Attacks by random noise, drawn on the CPU from the passed generator."""
+"""Noise attacks, drawn on the CPU from the passed generator."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..rounding import LEVELS, straight_through
+from ..imaging.rounding import LEVELS, straight_through
 from .base import or_default, register
 
 __all__: list[str] = []
@@ -24,7 +24,7 @@ def uniform(images: Tensor, strength: float, generator: torch.Generator | None) 
 
 @register(
     "salt-pepper",
-    "Make pixels black or white.",
+    "Set random pixels to black or white.",
     default=0.01,
     low=0.0,
     high=0.5,
@@ -38,7 +38,7 @@ def salt_pepper(images: Tensor, strength: float, generator: torch.Generator | No
 
 @register(
     "poisson",
-    "Photon noise: each value becomes a Poisson draw; fewer photons, more noise.",
+    "Photon noise: each value is drawn from a Poisson distribution; fewer photons give more noise.",
     default=255,
     low=4,
     high=10000,

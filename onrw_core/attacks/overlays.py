@@ -1,4 +1,4 @@
-"""Attacks that put something over or around the picture: text, border, a bordered screenshot."""
+"""Attacks that add content over or around the image: text, border, a bordered screenshot."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..geometry import Geometry
+from ..imaging.geometry import Geometry
+from ..imaging.rounding import LEVELS
 from .base import Attacked, register
 from .codecs import screenshot
 
 __all__: list[str] = []
 
 CAPTION = "lorem ipsum"
-CAPTION_HEIGHT = 0.85  # centre of the text, fraction of the picture's height without a generator
-BORDER_VALUE = 0.95  # light grey, as around a picture on a page
+CAPTION_HEIGHT = 0.85  # centre of the text, fraction of the image's height without a generator
+BORDER_VALUE = 0.95  # light grey, as the background of a page
 SCREENSHOT_BORDER = 0.08  # of the shorter side
 
 
 @register(
     "text",
-    "Write white, black-edged text over the picture, at a random height with a generator.",
+    "Write white, black-edged text over the image, at a random height with a generator.",
     default=0.1,
     low=0.02,
     high=0.5,
@@ -33,14 +34,14 @@ SCREENSHOT_BORDER = 0.08  # of the shorter side
 def text(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
     height, width = images.shape[-2:]
     draw = CAPTION_HEIGHT if generator is None else torch.rand((), generator=generator).item()
-    # Rounded, so that the cache of drawn captions can hit.
+    # The position is rounded so that the cache of captions is of use.
     colour, opacity = _caption(height, width, max(6, round(strength * height)), round(draw, 1))
     return images * (1 - opacity.to(images)) + (colour * opacity).to(images)
 
 
 @register(
     "border",
-    "Put a light grey border around the picture.",
+    "Put a light grey border around the image.",
     default=0.1,
     low=0.0,
     high=1.0,
@@ -53,7 +54,7 @@ def border(images: Tensor, strength: float, generator: torch.Generator | None) -
 
 @register(
     "screenshot-border",
-    "A screenshot that shows some of the page around the picture.",
+    "A screenshot that includes a border of the page around the image.",
     default=0.75,
     low=0.1,
     high=2.0,
@@ -78,5 +79,5 @@ def _caption(height: int, width: int, size: int, place: float) -> tuple[Tensor, 
         stroke_width=max(1, size // 16),
         stroke_fill=(0, 255),
     )
-    grey, opacity = torch.from_numpy(np.asarray(canvas, dtype=np.float32) / 255).unbind(-1)
+    grey, opacity = torch.from_numpy(np.asarray(canvas, dtype=np.float32) / LEVELS).unbind(-1)
     return grey, opacity

@@ -1,4 +1,4 @@
-"""Attacks on tone and colour, pixel by pixel: brightness, contrast, gamma, saturation, hue."""
+"""Attacks on the values of single pixels: brightness, contrast, gamma, saturation, hue."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from ..metrics import luminance
-from ..rounding import LEVELS
-from .base import register
+from ..imaging.metrics import luminance
+from ..imaging.rounding import LEVELS
+from .base import Limits, register
 
 __all__: list[str] = []
 
-# RGB -> YIQ (NTSC, 1953): luminance and two colour axes in which a turn is a change of hue.
+# RGB -> YIQ (NTSC, 1953): luminance and two colour axes; rotating these changes the hue.
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
-_FACTOR = dict(low=0.0, high=4.0, unit="factor")
+_FACTOR: Limits = {"low": 0.0, "high": 4.0, "unit": "factor"}
 
 
-@register("brightness", "Multiply all values; what passes white is lost.", default=1.5, **_FACTOR)
+@register("brightness", "Multiply all values; values above white are clipped.", default=1.5, **_FACTOR)
 def brightness(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
     return images * strength
 
@@ -36,7 +36,7 @@ def saturation(images: Tensor, strength: float, generator: torch.Generator | Non
 
 @register(
     "gamma",
-    "Raise all values to a power; above 1 darkens the middle tones.",
+    "Raise all values to a power; an exponent above 1 darkens the middle tones.",
     default=1.5,
     low=0.2,
     high=5.0,
@@ -49,7 +49,7 @@ def gamma(images: Tensor, strength: float, generator: torch.Generator | None) ->
 
 @register(
     "hue",
-    "Turn the colours about the grey axis.",
+    "Rotate the colours about the grey axis.",
     default=20,
     low=-180,
     high=180,

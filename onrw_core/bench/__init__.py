@@ -1,1 +1,1 @@
-"""Benchmarks: robustness beside peers (`robustness`), speed beside the published loop (`speed`)."""
+"""Benchmarks, such as robustness compared with peers (`robustness`) and speed with the published loop (`speed`)."""

@@ -1,137 +1,301 @@
-"""An adversary with marked pictures, or with the decoder, but without the key.
+"""`onrw bench adversarial`: removal and forgery by somebody who has marked images but not the key (`adversary`).
 
-The keyed mark is periodic, so that folding a marked picture modulo its tile gives an estimate of the mark:
-
-    tile = mean over all tiles of (picture - its local mean)
-
-The better the more pictures there are with the same message: so the marks of the second key here have one for all, and
-those of the first key have each their own, of which an average keeps the sync pattern alone. It can be subtracted
-(removal) or added to another picture (forgery). Whoever holds a decoder can do more: optimise any picture until it
-reads what he wants.
+Every case is a changed image that is read blindly with the key, and without a key for the public layer. The price of a
+case is what the adversary's image has lost against the one that he began with: PSNR and SSIMULACRA2. Marks and readings
+are cached in the output folder, and an interrupted run goes on.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import argparse
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..extractors.keyed import KeyedExtractor
-from ..keys import Key
-from ..metrics import psnr
-from ..rounding import round_8bit
-from .cache import Cache, generator_for
+from ..attacks import parse, suite
+from ..commands.models import add_device, chosen_device
+from ..extractors.keyed.extractor import KeyedExtractor
+from ..extractors.keyed.pilot_search import detect
+from ..imaging.metrics import psnr
+from ..imaging.rounding import round_8bit
+from ..imaging.ssimulacra2 import ssimulacra2
+from ..imaging.thumbnail import LIKE, Thumbnail, likeness
+from ..mini import load_mini
+from ..payload.keys import Key
+from ..stages.noise_optimisation import PRESETS
+from .adversary import aligned_estimate, at_place, copied, estimated_tile, rank_one, subtracted, tiled
+from .cache import Cache, generator_for, publish
 from .marking import marked
-from .photos import Photo
+from .measure import tell
+from .photos import Photo, load_photos
 from .statistics import judge
-from .systems import Onrw
+from .systems import Onrw, Outcome
 
-__all__ = ["adversarial", "estimated_tile", "tiled"]
+__all__ = ["Adversary", "Case", "add_arguments", "run"]
 
-TILE = 64  # pixels; public, as the wire format is
-MEAN_RADIUS = 4  # pixels of the local mean that an adversary takes off
-GAINS = (1.0, 2.0)  # of the subtracted or added estimate
+OUT = Path("bench-adversarial")
 PRESENCE_LIMIT = -6.0  # log10 of the false-positive rate
+GAINS = (1.0, 2.0, 4.0)  # of a subtracted or pasted tile
+COPIES = (0.5, 1.0)  # factors of copied high frequencies
+PRICES = (36.0, 30.0)  # dB that an adversary pays for subtracting an aligned estimate
+FURTHER = 3  # marks of other keys on top
+MEANWHILE = ("crop=.5", "rotation=3", "resize=.64")  # changes of a marked image before it is marked again
+STRIPPED = ("identity", "crop=.9", "crop=.5")  # after the public layer is gone; a crop shifts the tiles
+TURNED = "rotation=3+resize=.94"  # the same, for the deep search: scale .97
+ORIGINALS = "onrw12"  # attacks after which an image must not be taken for a copy
 
-SURVIVES = "should still be read"
-FORGED = "forged if present"
+SURVIVES, FORGED = "should still be read", "forged if present"
+
+Record = dict[str, Any]
 
 
-def estimated_tile(images: list[Tensor]) -> Tensor:
-    """What repeats every `TILE` pixels in all the pictures, (3, TILE, TILE), mean 0.
+@dataclass(frozen=True)
+class Case:
+    """An image that an adversary made.
 
-    Args:
-        images: Pictures (3, H, W), at least one tile large, the tile beginning at the upper left corner.
+    Attributes:
+        name: The same for all photos.
+        meaning: `SURVIVES` or `FORGED`.
+        image: (3, H, W).
+        before: The image that he began with, if it has the same size.
+        note: Record of the mark that is looked for.
+        deep: Whether the deep search is used.
     """
-    tiles = []
-    for image in images:
-        side = 2 * MEAN_RADIUS + 1
-        high = image - F.avg_pool2d(image[None], side, 1, MEAN_RADIUS, count_include_pad=False)[0]
-        rows, columns = image.shape[1] // TILE, image.shape[2] // TILE
-        high = high[:, : rows * TILE, : columns * TILE]
-        tiles.append(high.reshape(3, rows, TILE, columns, TILE).mean((1, 3)))
-    tile = torch.stack(tiles).mean(0)
-    return tile - tile.mean((1, 2), keepdim=True)
+
+    name: str
+    meaning: str
+    image: Tensor
+    before: Tensor | None
+    note: Record
+    deep: bool = False
 
 
-def tiled(tile: Tensor, size: tuple[int, int]) -> Tensor:
-    """The tile repeated over (height, width)."""
-    rows, columns = -(-size[0] // TILE), -(-size[1] // TILE)
-    return tile.repeat(1, rows, columns)[:, : size[0], : size[1]]
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `onrw bench adversarial`."""
+    add = parser.add_argument
+    add("--images", type=Path, required=True, help="folder of photos")
+    add("--match", default="*", help="only files of this pattern")
+    add("--limit", type=int, default=12, metavar="N", help="photos that are attacked (default: 12)")
+    add("--pictures", type=int, nargs="+", default=[1, 2, 12], metavar="N", help="numbers of images that are averaged")
+    add("--size", type=int, default=512, help="pixels of the shorter side that photos are brought to (default: 512)")
+    add("--preset", choices=PRESETS, default="quick", help="of the marks (default: quick)")
+    visible = parser.add_mutually_exclusive_group()
+    visible.add_argument("--quality", type=float, metavar="Q", help="SSIMULACRA2 of the marks (default: 90)")
+    visible.add_argument("--target-psnr", type=float, metavar="DB", help="instead of a quality")
+    add("--deep", action="store_true", help="also read turned images without pilot by the deep search; slow")
+    add("--seed", type=int, default=0)
+    add_device(parser)
+    add("--out", type=Path, default=OUT, help="folder of marks, readings and report")
 
 
-def adversarial(system: Onrw, cache: Cache, photos: list[Photo], key: Key, seed: int) -> list[dict[str, Any]]:
-    """All cases for one system whose photos have been marked.
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark, print its table, write JSON; 0 on success."""
+    args.device = chosen_device(args.device)
+    photos = load_photos(args.images, args.size, args.match, max([args.limit, *args.pictures]))
+    key = Key(hashlib.sha256(f"onrw benchmark {args.seed}".encode()).digest())
+    settings = PRESETS[args.preset].with_(quality=args.quality, target_psnr=args.target_psnr)
+    visible = f"quality {settings.quality:g}" if settings.quality is not None else f"{settings.target_psnr:g} dB"
+    mini = load_mini(args.device)
+    system = Onrw(f"ONRW {visible}", KeyedExtractor(key), settings, mini, args.size, key.fingerprint, args.device)
+    adversary = Adversary(system, photos, key, args.seed, args.out)
+    rows = adversary.rows(photos[: args.limit], args.pictures, args.deep)
+    report = {"size": args.size, "seed": args.seed, "preset": args.preset, "marks": visible, "cases": rows}
+    print(table(report))
+    publish(args.out / "report.json", report)
+    return 0
+
+
+class Adversary:
+    """Makes and reads the cases.
 
     Args:
-        system: With the keyed extractor.
-        cache: Of that system.
-        photos: The photos of the benchmark.
+        system: Marks with the keyed extractor.
+        photos: All photos, those that are attacked first.
         key: The key.
         seed: Of the benchmark.
-
-    Returns:
-        Per case: case, meaning, n, present (rate of presence at 1e-6), bit_accuracy of the message in question, psnr
-        of what the adversary made beside what he had.
+        out: The benchmark's folder.
     """
-    found = [(photo, cache.mark(photo)) for photo in photos]
-    pictures = [(photo, image, note) for photo, (image, note) in found]
-    secret = bytes(torch.randint(256, (32,), generator=generator_for(seed, "second key")).tolist())
-    second = replace(
-        system,
-        name=f"{system.name} second key",
-        extractor=KeyedExtractor(Key(secret), system.num_bits),
-        fingerprint=Key(secret).fingerprint,
-    )
-    pixels = system.settings_.with_(space="pixel", attention_weight=0.0, mask="none")
-    forger = replace(system, name=f"{system.name} forged", settings_=pixels)
-    caches = {s.name: Cache(cache.folder.parent, s, seed) for s in (second, forger)}
-    twice = [
-        marked(second, caches[second.name], replace(photo, image=image), key, seed, "second", shared=True)
-        for photo, image, _ in pictures
-    ]
-    average = estimated_tile([image for _, image, _ in pictures])
-    average_second = estimated_tile([image for image, _ in twice])
-    outcomes: dict[tuple[str, str], list[dict]] = {}
 
-    def read(case: str, meaning: str, image: Tensor, before: Tensor, by: Onrw, bits: str) -> None:
-        image = round_8bit(image)
-        outcome = by.read(image, tuple(image.shape[-2:]))
-        record = judge(outcome, torch.tensor([int(b) for b in bits]), key, "")
-        record["psnr"] = float(psnr(image[None], before[None]))
-        outcomes.setdefault((case, meaning), []).append(record)
+    def __init__(self, system: Onrw, photos: list[Photo], key: Key, seed: int, out: Path) -> None:
+        self.system, self.photos, self.key, self.seed = system, photos, key, seed
+        self.one_id = replace(system, name=f"{system.name} one id")
+        self.others = []
+        for number in range(FURTHER):
+            secret = torch.randint(256, (32,), generator=generator_for(seed, "further key", number))
+            other = Key(bytes(secret.tolist()))
+            name = f"{system.name} further {number + 1}"
+            extractor = KeyedExtractor(other, system.num_bits)
+            self.others.append(replace(system, name=name, extractor=extractor, fingerprint=other.fingerprint))
+        self.caches = {s.name: Cache(out, s, seed) for s in (system, self.one_id, *self.others)}
 
-    for i, (photo, image, note) in enumerate(pictures):
-        other = photos[(i + 1) % len(photos)].image
-        again, note_again = twice[i]
-        read("marked again with another key: first mark", SURVIVES, again, image, system, note["bits"])
-        read("marked again with another key: second mark", SURVIVES, again, image, second, note_again["bits"])
-        own = estimated_tile([image])
-        for gain in GAINS:
-            size = tuple(image.shape[-2:])
-            minus = image - gain * tiled(own, size)
-            read(f"own tile subtracted x{gain:g}", SURVIVES, minus, image, system, note["bits"])
-            if len(pictures) > 1:
-                each = f"tile of {len(pictures)} photos, an id each, subtracted x{gain:g}"
-                read(each, SURVIVES, image - gain * tiled(average, size), image, system, note["bits"])
-                one = f"tile of {len(pictures)} photos, one id, subtracted x{gain:g}"
-                read(one, SURVIVES, again - gain * tiled(average_second, size), again, second, note_again["bits"])
-                pasted = other + gain * tiled(own, tuple(other.shape[-2:]))
-                read(f"own tile pasted elsewhere x{gain:g}", FORGED, pasted, other, system, note["bits"])
-        forged, note_forged = marked(forger, caches[forger.name], photo, key, seed, "forged")
-        read("pixels optimised with the key in hand", FORGED, forged, photo.image, system, note_forged["bits"])
-    return [
-        {
-            "case": case,
-            "meaning": meaning,
-            "n": len(records),
-            "present": fmean(r["log10_presence"] <= PRESENCE_LIMIT for r in records),
-            "bit_accuracy": fmean(r["accuracy"] for r in records),
-            "psnr": fmean(r["psnr"] for r in records),
+    def rows(self, attacked: list[Photo], pictures: list[int], deep: bool) -> list[Record]:
+        """A row for each case, as `_row` gives it.
+
+        Args:
+            attacked: The photos that are attacked.
+            pictures: Numbers of images that are averaged.
+            deep: Whether to use the deep search as well.
+        """
+        estimates = {
+            (which.name, count): aligned_estimate(*self._several(which, count))
+            for which in (self.system, self.one_id)
+            for count in pictures
         }
-        for (case, meaning), records in outcomes.items()
+        tiles = {count: estimated_tile(self._several(self.system, count)[0]) for count in pictures if count > 1}
+        outcomes: dict[tuple[str, str], list[Record]] = {}
+        for number, photo in enumerate(attacked, 1):
+            original = self._marked(self.system, photo)[0]
+            registered = self.system.extractor.read(original).thumbnail(original)
+            for case in self.cases(photo, estimates, tiles, deep):
+                record = self.outcome(photo, case, registered)
+                outcomes.setdefault((case.name, case.meaning), []).append(record)
+            tell(f"{number}/{len(attacked)} {photo.name}")
+        return [_row(*kind, records) for kind, records in outcomes.items()]
+
+    def cases(
+        self, photo: Photo, estimates: dict[tuple[str, int], Tensor], tiles: dict[int, Tensor], deep: bool
+    ) -> Iterator[Case]:
+        """All cases of one photo."""
+        image, note = self._marked(self.system, photo)
+        size = (image.shape[1], image.shape[2])
+        own = estimated_tile([image])
+
+        def survives(name: str, changed: Tensor, before: Tensor | None = image, deep: bool = False) -> Case:
+            return Case(name, SURVIVES, changed, before, note, deep)
+
+        yield survives("nothing", image)
+        for gain in GAINS:
+            yield survives(f"own tile subtracted x{gain:g}", image - gain * tiled(own, size))
+        for count, tile in tiles.items():
+            yield survives(f"tile of {count} images subtracted x2", image - 2 * tiled(tile, size))
+        yield survives("own tiles' first component subtracted", image - rank_one(image))
+        for decibels in PRICES:
+            for (name, count), estimate in estimates.items():
+                which = self.one_id if name == self.one_id.name else self.system
+                victim, victim_note = self._marked(which, photo)
+                part = at_place(estimate, victim, self._place(photo))
+                ids = "one id" if which is self.one_id else "an id each"
+                label = f"{count} images, {ids}, aligned, subtracted at {decibels:g} dB"
+                yield Case(label, SURVIVES, subtracted(victim, part, decibels), victim, victim_note)
+
+        subtracting = (round_8bit(image - gain * tiled(own, size)) for gain in GAINS)
+        stripped = next((each for each in subtracting if not detect(each[None]).found), None)
+        if stripped is not None:
+            for text in STRIPPED:
+                changed = parse(text)(stripped[None], self._generator(photo, text)).images[0]
+                begun = image if text == "identity" else None
+                yield survives(f"public layer subtracted, then {text}", changed, begun)
+            if deep:
+                turned = parse(TURNED)(stripped[None], self._generator(photo, TURNED)).images[0]
+                yield survives(f"public layer subtracted, then {TURNED}, deep", turned, None, True)
+
+        again = image
+        for number, other in enumerate(self.others, 1):
+            again, _ = self._marked(other, replace(photo, image=again))
+            yield survives(f"marked by {number} further keys", again)
+        for each in suite(ORIGINALS):
+            changed = each(again[None], self._generator(photo, f"again {each}")).images[0]
+            yield survives(f"marked by {FURTHER} further keys, then {ORIGINALS}", changed, None)
+        for text in MEANWHILE:
+            changed = round_8bit(parse(text)(image[None], self._generator(photo, text)).images[0])
+            later = replace(photo, name=f"{photo.name}-{text.split('=')[0]}", image=changed)
+            remarked, _ = self._marked(self.others[0], later)
+            yield survives(f"{text}, then marked by a further key", remarked, changed)
+
+        if len(self.photos) > 1:
+            other = self.photos[(self.photos.index(photo) + 1) % len(self.photos)].image
+            for gain in GAINS:
+                pasted = other + gain * tiled(own, (other.shape[1], other.shape[2]))
+                yield Case(f"own tile pasted elsewhere x{gain:g}", FORGED, pasted, other, note)
+            for gain in COPIES:
+                label = f"high frequencies copied elsewhere x{gain:g}"
+                yield Case(label, FORGED, copied(image, other, gain), other, note)
+        for each in suite(ORIGINALS):
+            changed = each(image[None], self._generator(photo, f"original {each}")).images[0]
+            yield survives(f"no copy: {ORIGINALS}", changed, None)
+
+    def outcome(self, photo: Photo, case: Case, registered: Thumbnail | None) -> Record:
+        """The record of a case, from the cache or newly read.
+
+        Args:
+            photo: The photo that is attacked.
+            case: The case.
+            registered: Thumbnail of the photo as it was marked.
+        """
+        cache, image = self.caches[self.system.name], round_8bit(case.image)
+        digest = Photo("", image).digest[:16]
+        text = f"{photo.name}: {case.name}{' deep' if case.deep else ''}"
+        record = cache.reading(digest, text)
+        if record is None:
+            reading = self.system.extractor.read(image, deep=case.deep)
+            found = Outcome(reading.bits, reading.logits, reading.log10_p, reading.seconds)
+            expected = torch.tensor([int(b) for b in case.note["bits"]])
+            public = detect(image[None])
+            record = {"mark": digest, "attack": text, **judge(found, expected, self.key, case.note["id"])}
+            seen = reading.thumbnail(image)
+            similar = None if registered is None or seen is None else likeness(registered, seen)
+            record |= {"public": public.found, "likeness": similar}
+            if case.before is not None:
+                pair = image[None], case.before[None]
+                record |= {"psnr": float(psnr(*pair)), "ssimulacra2": ssimulacra2(*pair).item()}
+            cache.keep_reading(record)
+        return record
+
+    def _several(self, which: Onrw, count: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        """So many marked images and their places."""
+        chosen = self.photos[:count]
+        return [self._marked(which, photo)[0] for photo in chosen], [self._place(photo) for photo in chosen]
+
+    def _place(self, photo: Photo) -> tuple[int, int]:
+        return self.system.extractor.for_image(photo.image[None], again=True).place
+
+    def _marked(self, which: Onrw, photo: Photo) -> tuple[Tensor, Record]:
+        shared = which is self.one_id
+        return marked(which, self.caches[which.name], photo, self.key, self.seed, which.name, shared=shared)
+
+    def _generator(self, photo: Photo, purpose: str) -> torch.Generator:
+        return generator_for(self.seed, photo.name, purpose)
+
+
+def _row(name: str, meaning: str, records: list[Record]) -> Record:
+    priced = [r for r in records if "psnr" in r]
+    told = [r["likeness"] < LIKE for r in records if r["likeness"] is not None]
+    return {
+        "case": name,
+        "meaning": meaning,
+        "n": len(records),
+        "present": fmean(r["log10_presence"] <= PRESENCE_LIMIT for r in records),
+        "bit_accuracy": fmean(r["accuracy"] for r in records),
+        "message": fmean(r["message"] for r in records),
+        "public": fmean(r["public"] for r in records),
+        "copied": fmean(told) if told else None,
+        "psnr": fmean(r["psnr"] for r in priced) if priced else None,
+        "ssimulacra2": fmean(r["ssimulacra2"] for r in priced) if priced else None,
+        "seconds": fmean(r["seconds"] for r in records),
+    }
+
+
+def table(report: Record) -> str:
+    """The report as a table."""
+    lines = [
+        f"{report['marks']}, {report['preset']}, {report['size']} px; presence and message of the secret layer, public "
+        "layer, readings told to be copies, price to the adversary",
+        f"{'case':64} {'n':>4} {'pres.':>6} {'bits':>6} {'mess.':>6} {'pub.':>6} {'copy?':>6} {'dB':>5} {'SSIM2':>6} "
+        f"{'s':>6}",
     ]
+    for row in report["cases"]:
+        shares = [row[name] for name in ("present", "bit_accuracy", "message", "public", "copied")]
+        prices = [f"{'-' if row[name] is None else format(row[name], '.1f'):>{width}}" for name, width in PRICED]
+        cells = [f"{'-' if share is None else format(share, '.1%'):>6}" for share in shares]
+        label = row["case"] + (" (forgery)" if row["meaning"] == FORGED else "")
+        lines.append(" ".join([f"{label:64}", f"{row['n']:4}", *cells, *prices, f"{row['seconds']:6.1f}"]))
+    return "\n".join(lines)
+
+
+PRICED = (("psnr", 5), ("ssimulacra2", 6))

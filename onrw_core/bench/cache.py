@@ -1,4 +1,4 @@
-"""Marked pictures and readings on disk, so that an interrupted benchmark goes on where it stopped.
+"""Cache of marked images and readings on disk, so that an interrupted benchmark can be continued.
 
     OUT/<system>-<hash of its settings>/settings.json
                                         <photo>.png, <photo>.json     a marked photo and its figures
@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..rounding import LEVELS
+from ..imaging.formats import open_image
+from ..imaging.rounding import LEVELS
 from .photos import Photo
 from .systems import System
 
@@ -31,13 +32,13 @@ Record = dict[str, Any]
 
 
 def generator_for(*parts: object) -> torch.Generator:
-    """A generator seeded by what it is for, so that no draw depends on the order of the work."""
+    """A generator seeded by its purpose, so that draws do not depend on the order of the work."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 class Cache:
-    """The folder of one system.
+    """The cache folder of one system.
 
     Args:
         out: The benchmark's folder.
@@ -59,28 +60,28 @@ class Cache:
         self._readings = {(r["mark"], r["attack"]): r for r in self._lines()}
 
     def mark(self, photo: Photo) -> tuple[Tensor, Record] | None:
-        """The marked picture (3, H, W) and its record, if this very photo has been marked."""
-        note, picture = self.folder / f"{photo.name}.json", self.folder / f"{photo.name}.png"
-        if not (note.is_file() and picture.is_file()):
+        """The marked image (3, H, W) and its record, if a photo with the same pixels has been marked."""
+        note, file = self.folder / f"{photo.name}.json", self.folder / f"{photo.name}.png"
+        if not (note.is_file() and file.is_file()):
             return None
         record = json.loads(note.read_text(encoding="utf-8"))
         if record["photo_digest"] != photo.digest:
             return None
-        with Image.open(picture) as image:
+        with open_image(file) as image:
             levels = np.array(image.convert("RGB"))
         return torch.from_numpy(levels.astype(np.float32) / LEVELS).permute(2, 0, 1).contiguous(), record
 
     def keep_mark(self, photo: Photo, image: Tensor, record: Record) -> None:
-        note, picture = self.folder / f"{photo.name}.json", self.folder / f"{photo.name}.png"
+        note, file = self.folder / f"{photo.name}.json", self.folder / f"{photo.name}.png"
         note.unlink(missing_ok=True)
         levels = (image * LEVELS).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        temporary = picture.with_suffix(".tmp")
+        temporary = file.with_suffix(".tmp")
         Image.fromarray(levels).save(temporary, format="png")
-        os.replace(temporary, picture)
+        os.replace(temporary, file)
         write(note, json.dumps(record))
 
     def reading(self, mark: str, attack: str) -> Record | None:
-        """The reading of the marked picture with digest `mark` after `attack`, if there is one."""
+        """The reading of the marked image with digest `mark` after `attack`, if there is one."""
         return self._readings.get((mark, attack))
 
     def keep_reading(self, record: Record) -> None:
@@ -99,14 +100,14 @@ class Cache:
 
 
 def publish(path: Path, report: dict[str, Any]) -> None:
-    """Write a benchmark's report as JSON, into a folder that is made for it, and say where it is."""
+    """Write a benchmark's report as JSON, creating its folder, and print its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, json.dumps(report, indent=1))
     print(f"report: {path}")
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

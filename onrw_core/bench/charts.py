@@ -18,7 +18,7 @@ def robustness_chart(report: dict[str, Any], path: Path) -> None:
 
     Args:
         report: What `robustness.report` gives.
-        path: Picture file to write.
+        path: Image file to write.
     """
     plt = _pyplot()
     systems = report["systems"]
@@ -42,14 +42,14 @@ def robustness_chart(report: dict[str, Any], path: Path) -> None:
     bars.set_ylabel("bit accuracy")
     bars.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     figure.suptitle(f"{report['photos']} photos, {report['size']} px")
-    trade.set_xlabel("PSNR of the marked picture, dB")
+    trade.set_xlabel("PSNR of the marked image, dB")
     trade.set_ylabel("mean bit accuracy")
     trade.margins(x=0.15)
     _save(figure, path)
 
 
 def speed_chart(report: dict[str, Any], path: Path) -> None:
-    """Seconds to success of both loops, and where ours spends its time."""
+    """Seconds to success of both loops, and the time of this library's loop by part."""
     plt = _pyplot()
     figure, (total, parts) = plt.subplots(1, 2, figsize=(10, 4))
     names = ["published loop", "this library"]
@@ -75,7 +75,7 @@ def false_positives_chart(report: dict[str, Any], path: Path) -> None:
 
     Args:
         report: What `onrw bench false-positives` writes.
-        path: Picture file to write.
+        path: Image file to write.
     """
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(6, 5.5))
@@ -85,10 +85,10 @@ def false_positives_chart(report: dict[str, Any], path: Path) -> None:
         axes.plot(nominal, rate, color=f"C{i}", label=_readings(name, report[name]))
         axes.fill_between(nominal, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
     ends = [report["plain"]["curve"][i]["nominal"] for i in (0, -1)]
-    axes.plot(ends, ends, "k-", linewidth=0.8, label="as said")
+    axes.plot(ends, ends, "k-", linewidth=0.8, label="equal")
     for factor in (0.5, 2):
         axes.plot(ends, [factor * end for end in ends], "k:", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="p-value said", ylabel="share of unmarked readings at or below it")
+    axes.set(xscale="log", yscale="log", xlabel="reported p-value", ylabel="share of unmarked readings at or below it")
     axes.set_title("dotted: factor 2; bands: 95 % by photo", fontsize=9)
     axes.legend()
     _save(figure, path)
@@ -122,7 +122,7 @@ def spaces_chart(report: dict[str, Any], path: Path) -> None:
 
     Args:
         report: What `onrw bench spaces` writes.
-        path: Picture file to write.
+        path: Image file to write.
     """
     plt = _pyplot()
     groups = list(dict.fromkeys((row["mix"], row["budget"]) for row in report["rows"]))

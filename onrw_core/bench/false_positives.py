@@ -1,10 +1,10 @@
-"""`onrw bench false-positives`: how often the keyed reader cries wolf, against what it says.
+"""`onrw bench false-positives`: empirical against nominal false-positive rate of both layers.
 
 Unmarked photos, changed as photos are (`FORMS`, then a random attack of the suite onrw12-random), are read with wrong
-keys. The geometries that a reading tries, and the average tile in each, do not depend on the key. So they are found
-once for each photo, and compared with the patterns of as many keys as wanted. What a reading does beyond that, the
-polish of a promising geometry, follows the sync pattern, which is not counted a second time; the payload is independent
-of it.
+keys. The geometries that a reading tries, and the tiles in each, do not depend on the key. So they are found once for
+each photo, and compared with the patterns of as many keys as wanted. What a reading does beyond that, the refinement of
+a promising geometry, follows the sync pattern, which is not counted a second time; the payload is independent of it.
+The matched filter depends on the key and is computed for each. The public layer has no key: each photo is one reading.
 
 Of all readings, the share with p <= a should be a, for every a. Photos are the independent draws: the interval is a
 bootstrap over them. Tiles and p-values are kept in the output folder; an interrupted run goes on.
@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,22 @@ import torch
 from torch import Tensor
 
 from ..attacks import attack, suite
-from ..extractors.alignment import roughness
-from ..extractors.batch import presences
-from ..extractors.carriers import Carriers
-from ..extractors.reader import attempt_tiles
-from ..images import load
-from ..keys import Key
+from ..extractors.base import WORKING_SIZE
+from ..extractors.keyed.pilot_search import PilotSearch, detect
+from ..extractors.keyed.reader import KEY_WEIGHT, Place, by_key, places, tiles_at
+from ..extractors.keyed.secret_layer import SecretLayer
+from ..imaging.files import load
+from ..payload.keys import Key
 from .cache import generator_for, publish, write
+from .periodic import periodic
 from .photos import SUFFIXES, sized
 
 __all__ = ["PATHS", "RATES", "add_arguments", "calibration", "run", "unmarked"]
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
-PATHS = ("plain", "search")  # what is read: the picture as it is, or that and all that the search proposes
+# The secret layer as received, after the search for the pilot, and with the key alone; the public layer as received, on
+# periodic pictures, and after the search.
+PATHS = ("plain", "search", "key", "public", "public-periodic", "public-search")
 FORMS = ("whole", "512", "256")  # as it is; brought to 512 pixels of the shorter side; its middle of 256 x 256
 LEVELS = np.logspace(-1, -6, 51)  # of the curve
 RESAMPLED = 2000  # bootstrap draws
@@ -55,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keys", type=int, default=300, help="wrong keys at least")
     add("--search-keys", type=int, default=0, metavar="N", help="of them, read N with the whole search too; slow")
     add("--search-photos", type=int, metavar="N", help="and so many of the photos (default: all)")
+    add("--filter-keys", type=int, default=0, metavar="N", help="of them, read N with the key alone; slow")
+    add("--public-photos", type=int, default=0, metavar="N", help="photos whose public layer is read")
+    add("--public-search-photos", type=int, default=0, metavar="N", help="of them, read N with the whole search; slow")
+    add("--periodic", type=int, default=0, metavar="N", help="drawn periodic pictures whose public layer is read")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=OUT, help="folder of tiles, p-values, report and plot")
     add("--no-chart", action="store_true")
@@ -63,8 +71,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark, print its table, write JSON and plot; 0 on success."""
     files = _spread([file for folder in args.images for file in _files(folder)], args.photos)
-    chosen = {"plain": files, "search": _spread(files, args.search_photos)}
-    keys = {"plain": max(args.keys, math.ceil(args.readings / len(files))), "search": args.search_keys}
+    some = _spread(files, args.search_photos)
+    chosen = {
+        "plain": files,
+        "search": some,
+        "key": some,
+        "public": _spread(files, args.public_photos),
+        "public-periodic": [Path(f"periodic-{i}") for i in range(args.periodic)],
+        "public-search": _spread(files, args.public_search_photos),
+    }
+    keys = {
+        "plain": max(args.keys, math.ceil(args.readings / len(files))) if args.readings else 0,
+        "search": args.search_keys,
+        "key": args.filter_keys,
+        "public": int(args.public_photos > 0),
+        "public-periodic": int(args.periodic > 0),
+        "public-search": int(args.public_search_photos > 0),
+    }
     report: dict[str, Any] = {"seed": args.seed}
     for path in PATHS:
         if keys[path]:
@@ -98,7 +121,7 @@ def unmarked(file: Path, seed: int) -> tuple[Tensor, str]:
 def _files(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.glob("*") if f.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"--images {folder}: no picture in it; give a folder of photos")
+        raise ValueError(f"--images {folder}: no image in it; give a folder of photos")
     return files
 
 
@@ -111,7 +134,7 @@ def _spread(files: list[Path], number: int | None) -> list[Path]:
 
 def _folder(out: Path, path: str, files: list[Path], seed: int) -> Path:
     """Where the tiles and p-values of these photos are kept."""
-    settings = {"seed": seed, "photos": [f"{f.name} {f.stat().st_size}" for f in files]}
+    settings = {"seed": seed, "photos": [f"{f.name} {f.stat().st_size if f.is_file() else 0}" for f in files]}
     text = json.dumps(settings, indent=1)
     folder = out / f"{path}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,56 +143,67 @@ def _folder(out: Path, path: str, files: list[Path], seed: int) -> Path:
 
 
 def _p_values(path: str, files: list[Path], keys: int, seed: int, folder: Path) -> np.ndarray:
-    """Presence p-values (base-10 logarithm) of all readings, (keys, photos); what the folder lacks is made."""
-    rows: list[np.ndarray] = []
-    found = None
-    for i in range(keys):
-        row = folder / f"key-{i}.npy"
-        if not row.is_file():
-            if found is None:
-                found = _all_tiles(path, files, seed, folder)
-            carriers = Carriers.from_key(Key(hashlib.sha256(f"wrong key {i} of {seed}".encode()).digest()))
-            _keep(row, _combined(presences(found[0], carriers, found[3]).log10_p, *found[1:3]))
-        rows.append(np.load(row))
-        if (i + 1) % REPORT_EVERY == 0 and found is not None:
-            _tell(f"{path}: wrong key {i + 1}/{keys}")
-    return np.stack(rows)
+    """Presence p-values (base-10 logarithm) of all readings, (keys, photos); what the folder lacks is made.
 
-
-def _combined(log10_p: np.ndarray, log10_weight: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The p-values of readings from those of their attempts, which follow one another from `starts` on."""
-    return np.minimum(np.minimum.reduceat(log10_p - log10_weight, starts), 0)
-
-
-def _all_tiles(path: str, files: list[Path], seed: int, folder: Path) -> tuple[Tensor, np.ndarray, np.ndarray, Tensor]:
-    """The tiles of all photos' attempts, logarithms of their weights, where each photo's begin, and roughness."""
-    tiles, weights, counts = [], [], []
+    Photo by photo, since the tiles of one photo are compared with all keys.
+    """
+    layers: list[SecretLayer] = []
+    columns = []
     for number, file in enumerate(files, 1):
-        kept = folder / f"{file.stem}.npz"
-        if not kept.is_file():
-            image = unmarked(file, seed)[0]
-            with torch.no_grad():
-                tile, weight, _ = attempt_tiles(image, search=path == "search")
-            _keep(kept, tile.numpy(), weight.numpy())
+        column = folder / f"{file.stem}.npy"
+        known = np.load(column) if column.is_file() else np.empty(0, np.float32)
+        if len(known) < keys:
+            if not path.startswith("public") and not layers:
+                layers = [_layer(i, seed) for i in range(keys)]
+            if path == "public-periodic":
+                image = periodic(number, generator_for(seed, "periodic", number))[None]
+            else:
+                image = unmarked(file, seed)[0]
+            new = _readings(path, image, layers[len(known) :])
+            known = np.concatenate([known, new])
+            _keep(column, known)
             if number % REPORT_EVERY == 0:
                 _tell(f"{path}: photo {number}/{len(files)}")
-        with np.load(kept) as arrays:
-            tiles.append(arrays["arr_0"])
-            weights.append(arrays["arr_1"])
-        counts.append(len(weights[-1]))
-    stack = torch.from_numpy(np.concatenate(tiles))
-    starts = np.cumsum([0, *counts[:-1]])
-    return stack, np.log10(np.concatenate(weights)), starts, roughness(stack)
+        columns.append(known[:keys])
+    return np.stack(columns, 1)
 
 
-def _keep(file: Path, *arrays: np.ndarray) -> None:
-    """Write one array, or several, whole or not at all."""
+@cache
+def _layer(number: int, seed: int) -> SecretLayer:
+    """That of a wrong key."""
+    return SecretLayer.from_key(Key(hashlib.sha256(f"wrong key {number} of {seed}".encode()).digest()))
+
+
+def _readings(path: str, image: Tensor, layers: list[SecretLayer]) -> np.ndarray:
+    """The p-values (base-10 logarithm) of one image, (keys,)."""
+    if path.startswith("public"):
+        return np.array([detect(image, search=path == "public-search", fpr=1e-300).log10_p], np.float32)
+    finder = PilotSearch(image)
+    if path == "key":
+        found = [_best(finder, list(by_key(finder, layer, [None])), [layer]) for layer in layers]
+        best = np.concatenate(found) + math.log10(KEY_WEIGHT)  # as if the key alone had all of the false-positive rate
+    else:
+        best = _best(finder, list(places(finder, None, WORKING_SIZE, path == "search")), layers)
+    return np.minimum(best, 0)
+
+
+def _best(finder: PilotSearch, tried: list[Place], layers: list[SecretLayer]) -> np.ndarray:
+    """The least weighted p-value of some places for each key, (keys,)."""
+    best = np.full(len(layers), np.inf, np.float32)
+    for place in tried:
+        tiles = tiles_at(finder.views, place)[0]
+        for i, layer in enumerate(layers):
+            found = layer.find(tiles, place.tries, place.area)
+            log10_p = layer.log10_presence(found.tile, found.log_sync, found.length) - math.log10(place.weight)
+            best[i] = min(best[i], log10_p)
+    return best
+
+
+def _keep(file: Path, values: np.ndarray) -> None:
+    """Write an array atomically."""
     temporary = file.with_name(f".{file.name}.tmp")
     with temporary.open("wb") as stream:
-        if len(arrays) == 1 and file.suffix == ".npy":
-            np.save(stream, arrays[0].astype(np.float32))
-        else:
-            np.savez(stream, *arrays)
+        np.save(stream, values.astype(np.float32))
     temporary.replace(file)
 
 

@@ -1,9 +1,11 @@
-"""`onrw bench memory`: what marking needs of a card's memory, without a card.
+"""`onrw bench memory`: GPU memory that marking needs, computed without a GPU.
 
 Stable Diffusion's networks are built as shapes without contents (torch's fake tensors), the original branch and one
 iteration forward and backward run on them, and every storage counts from the operation that makes it to the one after
-which nothing holds it. Composition, attacks and extractor work on one picture and are left out, as are the CUDA
+which nothing holds it. Composition, attacks and extractor work on one image and are left out, as are the CUDA
 context, workspaces of kernels, and what the allocator wastes: leave half a GiB to a GiB for them.
+
+With --measure, images are marked instead, and the main memory of that is measured (`main_memory`).
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..constrained import marked_branch, original_branch
-from ..model import Conditioning
-from ..ode import schedule
-from ..optimise import PRESETS, Settings
-from ..trajectory import Inversion
+from ..diffusion.model import Conditioning
+from ..diffusion.ode import schedule
+from ..stages.constrained_denoising import marked_branch, original_branch
+from ..stages.inversion_record import Inversion
+from ..stages.noise_optimisation import PRESETS, Settings
 from .cache import publish
 from .shapes import DTYPES, SHAPES, TOKENS, noise_schedule, random_networks
 
@@ -31,22 +33,40 @@ __all__ = ["Footprint", "add_arguments", "footprint", "run"]
 
 SIZES = {"sd15-random": 512, "sdxl-random": 1024}  # pixels that the networks were made for
 GIB = 2**30
+SIDE = 512  # pixels: the working size that is measured
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `onrw bench memory`."""
     add = parser.add_argument
     add("--model", nargs="+", choices=tuple(SHAPES), default=list(SHAPES), help="whose shapes (default: all)")
-    add("--size", type=int, help="pixels of the sides; by default 512 for SD 1.5 and 1024 for SDXL")
+    add("--size", type=int, help="pixels of the sides; by default 512 for SD 1.5 and 1024 for SDXL, 512 to measure")
     add("--preset", nargs="+", choices=tuple(PRESETS), default=["fast", "paper"])
     add("--steps", type=int, nargs="+", help="denoising steps, instead of the preset's")
-    add("--checkpointing", action="store_true", help="recompute activations, whatever the preset says")
+    add("--checkpointing", action="store_true", help="recompute activations with every preset")
     add("--dtype", choices=tuple(DTYPES), default="fp16", help="of the weights")
+    add(
+        "--measure",
+        type=_sides,
+        nargs="+",
+        metavar="WIDTHxHEIGHT",
+        help="instead, mark images of these sizes by the embedded model, and measure main memory",
+    )
+    add("--iterations", type=int, default=2, help="of each measured marking")
     add("--json", type=Path, help="report file")
+
+
+def _sides(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write e.g. 6000x4000")
+    return int(width), int(height)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark, print its table, write JSON; 0 on success."""
+    if args.measure:
+        return _measure(args.measure, args.size or SIDE, args.iterations, args.json)
     rows = []
     print(
         f"{'model':<14}{'pixels':>7}{'preset':>10}{'steps':>7}{'weights':>9}{'original':>10}{'iteration':>11}{'main':>8}"
@@ -63,6 +83,19 @@ def run(args: argparse.Namespace) -> int:
     print("GiB: weights; most at a time, weights included, in the original branch and in an iteration; main memory")
     if args.json:
         publish(args.json, {"dtype": args.dtype, "checkpointing": args.checkpointing, "rows": rows})
+    return 0
+
+
+def _measure(sizes: list[tuple[int, int]], size: int, iterations: int, report: Path | None) -> int:
+    from .main_memory import measured
+
+    rows = []
+    print(f"{'width':>7}{'height':>8}{'working':>9}{'GB':>7}{'CPU s':>7}")
+    for width, height in sizes:
+        rows.append(row := measured(width, height, size, iterations))
+        print(f"{width:>7}{height:>8}{size:>9}{row['gigabytes']:>7.2f}{row['cpu_seconds']:>7.0f}", flush=True)
+    if report:
+        publish(report, {"rows": rows})
     return 0
 
 
@@ -110,9 +143,9 @@ def footprint(name: str, size: int, settings: Settings, dtype: torch.dtype = tor
 
     Returns:
         ``weights``; ``original`` and ``iteration``, the peaks of the original branch and of one iteration forward and
-        backward, weights included; ``main_memory``, the maps that are kept for every step beside the card.
+        backward, weights included; ``main_memory``, the maps of every step that are kept outside of GPU memory.
     """
-    from ..backends.diffusers import DiffusersAutoencoder, DiffusersModel
+    from ..diffusion.backends.diffusers import DiffusersAutoencoder, DiffusersModel
 
     class Shapes(DiffusersModel):
         def timestep(self, sigma: Tensor | float) -> int:

@@ -1,4 +1,4 @@
-"""Mark photos with some systems, attack them, read them, and keep everything; what the benchmarks of marks share."""
+"""Marking, attacking and reading photos with several systems, with all results cached."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..attacks import attack, parse, suite
-from ..keys import Key
 from ..mini import Mini
+from ..payload.keys import Key
 from .cache import Cache, generator_for
 from .marking import marked
 from .photos import Photo
@@ -30,7 +30,7 @@ Measured = tuple[dict[str, list[Record]], dict[str, list[Record]]]
 
 
 def tell(text: str) -> None:
-    """Progress, beside the report on stdout."""
+    """Print a line of progress to stderr; the report goes to stdout."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -45,12 +45,12 @@ def attacks_of(
     """A function: photo name -> (suite, label, attack); random strengths differ from photo to photo.
 
     Args:
-        suites: Their names; "adversarial" is none of attacks.
+        suites: Their names.
         seed: Of the random strengths.
         mini: Of the suite "regeneration".
         device: Where it is.
         sigmas: Strengths of its purification.
-        chosen: Attacks beside those of the suites, as `attacks.parse` reads them.
+        chosen: Attacks in addition to those of the suites, as `attacks.parse` reads them.
 
     Raises:
         ValueError: One of the chosen is no attack.
@@ -66,7 +66,7 @@ def attacks_of(
             elif name == "onrw12-random":
                 drawn = suite(name, generator_for(seed, name, photo))
                 yield from ((name, f"random {a.name}", a) for a in drawn)
-            elif name != "adversarial":
+            else:
                 yield from ((name, str(a), a) for a in suite(name))
         yield from others
 
@@ -82,7 +82,7 @@ def measure(
     seed: int,
     extra: Sequence[Photo] = (),
 ) -> Measured:
-    """Every photo with every system.
+    """Mark every photo with every system, and read it after every attack.
 
     Args:
         systems: What marks and reads.

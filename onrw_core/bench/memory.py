@@ -16,8 +16,10 @@ PERIOD = 0.01  # seconds between samples
 
 
 class Peak:
-    """Attributes:
-    megabytes: Largest use above what was in use at the start; None where it cannot be had.
+    """Peak memory of a block, known when the block has ended.
+
+    Attributes:
+        megabytes: Largest use above what was in use at the start; None where it cannot be measured.
     """
 
     megabytes: float | None = None

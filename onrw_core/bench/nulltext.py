@@ -1,8 +1,8 @@
-"""How well each inversion is retraced under guidance: ``onrw bench nulltext --images DIR``.
+"""Reconstruction error of each inversion method under guidance: ``onrw bench nulltext --images DIR``.
 
 Plain inversion is retraced at guidance 1 up to the error of the Euler steps; under guidance the path drifts. The gap
 is the difference of the two latent mean squared errors, and a method is judged by the share of the gap that it closes,
-and by the PSNR of the decoded picture against the decoded latent that was inverted.
+and by the PSNR of the decoded image against the decoded latent that was inverted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..inversion import Inversion, invert, replay
-from ..inversion import run as finish
-from ..model import Autoencoder, Conditioning, DiffusionModel
+from ..diffusion.model import Autoencoder, Conditioning, DiffusionModel
+from ..stages.inversion import Inversion, invert, replay
+from ..stages.progress import result_of
 from .photos import Photo, load_photos
 
 __all__ = ["Case", "Row", "add_arguments", "cases", "measure", "run", "table"]
@@ -27,7 +27,7 @@ __all__ = ["Case", "Row", "add_arguments", "cases", "measure", "run", "table"]
 
 @dataclass(frozen=True)
 class Case:
-    """One way to invert."""
+    """An inversion method with its settings."""
 
     method: str
     at: str = "source"
@@ -90,8 +90,7 @@ def _psnr(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def _retraced(model: DiffusionModel, inversion: Inversion) -> Tensor:
-    *_, (_, x) = replay(model, inversion)
-    return x
+    return result_of(replay(model, inversion))
 
 
 def measure(
@@ -111,7 +110,7 @@ def measure(
         model: The diffusion model.
         autoencoder: Its autoencoder.
         encode: Text to conditioning.
-        photos: Pictures, their shorter side `size`, with captions.
+        photos: Photos with a shorter side of `size`, with captions.
         tried: The ways to invert, as `cases` gives them.
         size: Pixels of the square, a multiple of the autoencoder's factor.
         steps: Euler steps in each direction.
@@ -130,7 +129,7 @@ def measure(
     plain: dict[tuple[str, bool], list[float]] = {}
     for case in tried:
         errors, psnrs, noises, elapsed = [], [], [], 0.0
-        for photo, latent, picture in zip(photos, latents, decoded, strict=True):
+        for photo, latent, image in zip(photos, latents, decoded, strict=True):
             start = time.perf_counter()
             states = invert(
                 model,
@@ -141,12 +140,12 @@ def measure(
                 start_sigma=start_sigma,
                 **case.options,
             )
-            inversion = finish(states)
+            inversion = result_of(states)
             elapsed += time.perf_counter() - start
             x = _retraced(model, inversion)
             errors.append((x - latent).square().mean().item())
             with torch.no_grad():
-                psnrs.append(_psnr(autoencoder.decode(x), picture))
+                psnrs.append(_psnr(autoencoder.decode(x), image))
             noises.append((inversion.latents[0] / inversion.start_sigma).square().mean().sqrt().item())
         count = len(photos)
         if case.method == "ddim":

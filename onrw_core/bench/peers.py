@@ -1,10 +1,11 @@
 """Other watermarks as systems under test: DwtDct, DwtDctSvd and RivaGAN (`invisible-watermark`), `blind-watermark`.
 
-Each gets what its interface needs. The block methods number their blocks along the rows of the marked picture, so a
-picture of another size is brought back to the original's before they read it: they are told the original size, and
-ONRW is not. RivaGAN averages over all positions and reads any size; its package refuses pictures below 256 x 256, and
-is given those repeated, which leaves the average what it was. None has a presence statistic; the match with the known
-message serves in its place, which favours them. Pictures that a package refuses count as half of the bits right.
+Each system gets the inputs of its interface. The block methods number their blocks along the rows of the marked image,
+so an image of another size is resized to the original size before they read it: they are told the original size, and
+ONRW is not. RivaGAN averages over all positions and reads any size; its package refuses images below 256 x 256, and
+is given such images repeated, which does not change the average. None of them has a presence statistic; the match with
+the known message serves in its place, which favours them. Images that a package refuses count as half of the bits
+right.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rounding import LEVELS
+from ..imaging.rounding import LEVELS
 from .photos import Photo
 from .systems import Outcome, System
 
@@ -60,7 +61,7 @@ class InvisibleWatermark(System):
     def mark(self, photo: Photo, bits: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         encoder = self._encoder()
         encoder.set_watermark("bits", bits.tolist())
-        return _picture(encoder.encode(_bgr(photo.image), self.method)), {}
+        return _as_tensor(encoder.encode(_bgr(photo.image), self.method)), {}
 
     def read(self, image: Tensor, original_size: tuple[int, int]) -> Outcome:
         image = _repeated(image) if self.method == "rivaGan" else _resized(image, original_size)
@@ -96,7 +97,7 @@ class BlindWatermark(System):
         system = self._new(password_img=1, password_wm=1)
         system.read_img(img=_bgr(photo.image))
         system.read_wm(bits.numpy().astype(bool), mode="bit")
-        return _picture(system.embed().round().astype(np.uint8)), {}
+        return _as_tensor(system.embed().round().astype(np.uint8)), {}
 
     def read(self, image: Tensor, original_size: tuple[int, int]) -> Outcome:
         image = _resized(image, original_size)
@@ -124,7 +125,7 @@ PEERS = ("DwtDct", "DwtDctSvd", "RivaGAN", "blind-watermark")
 
 
 def peers(num_bits: int = 48) -> list[System]:
-    """All four, in the order of `PEERS`.
+    """All four systems, in the order of `PEERS`.
 
     Raises:
         ValueError: If a package is not installed.
@@ -138,7 +139,7 @@ def _bgr(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(levels.permute(1, 2, 0).flip(-1).numpy())
 
 
-def _picture(bgr: np.ndarray) -> Tensor:
+def _as_tensor(bgr: np.ndarray) -> Tensor:
     return torch.from_numpy(bgr[..., ::-1].astype(np.float32) / LEVELS).permute(2, 0, 1).contiguous()
 
 
@@ -149,7 +150,7 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _repeated(image: Tensor) -> Tensor:
-    """The picture beside itself as often as it takes to have `SMALLEST` pixels."""
+    """The image repeated side by side until it has `SMALLEST` pixels."""
     times = math.ceil(math.sqrt(SMALLEST / image[0].numel()))
     return image.repeat(1, times, times)
 

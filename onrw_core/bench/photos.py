@@ -1,4 +1,4 @@
-"""The photos of a benchmark, brought to one size, with their captions; and a mosaic of them for large pictures."""
+"""The photos of a benchmark, resized to one size, with captions; and a mosaic of photos as a large image."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fingerprint import image_digest
-from ..images import load
-from ..rounding import LEVELS
+from ..diffusion.fingerprint import image_digest
+from ..imaging.files import load
+from ..imaging.rounding import LEVELS
 
 __all__ = ["MOSAIC", "SUFFIXES", "Photo", "load_photos", "mosaic", "sized"]
 
@@ -23,7 +23,7 @@ MOSAIC = (1365, 2048)  # (height, width): 3:2, as cameras make them
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture to mark.
+    """A photo to mark.
 
     Attributes:
         name: File name without suffix.
@@ -42,11 +42,11 @@ class Photo:
 
 
 def load_photos(directory: Path, size: int | None = None, match: str = "*", limit: int | None = None) -> list[Photo]:
-    """Read the pictures of a folder in the order of their names.
+    """Read the photos of a folder in the order of their names.
 
     Args:
-        directory: Holds the pictures, and `captions.tsv` (name, caption) if there are captions.
-        size: Pixels of the shorter side that every picture is brought to; None to leave them.
+        directory: Folder of the photos, with `captions.tsv` (name, caption) if there are captions.
+        size: Shorter side in pixels that every photo is resized to; None for no resizing.
         match: Only files of that pattern.
         limit: At most so many.
 
@@ -57,13 +57,13 @@ def load_photos(directory: Path, size: int | None = None, match: str = "*", limi
         raise ValueError(f"--images {directory}: no such folder")
     paths = sorted(p for p in directory.glob(match) if p.suffix.lower() in SUFFIXES)[:limit]
     if not paths:
-        raise ValueError(f"--images {directory}: no picture in it that matches {match!r}")
+        raise ValueError(f"--images {directory}: no image in it that matches {match!r}")
     captions = _captions(directory / CAPTIONS)
     return [Photo(p.stem, sized(load(p).rgb, size), captions.get(p.name, "")) for p in paths]
 
 
 def mosaic(photos: list[Photo]) -> Photo:
-    """One large picture of `MOSAIC` size, tiled with the photos in turn."""
+    """One large image of `MOSAIC` size, tiled with the photos in turn."""
     height, width = MOSAIC
     side = min(min(p.image.shape[-2:]) for p in photos)
     columns, rows = -(-width // side), -(-height // side)
@@ -81,7 +81,7 @@ def _captions(path: Path) -> dict[str, str]:
 
 
 def sized(image: Tensor, size: int | None) -> Tensor:
-    """Bring a picture (3, H, W) to `size` pixels of the shorter side; None to leave it."""
+    """An image (3, H, W) resized to `size` pixels of the shorter side; None for no resizing."""
     height, width = image.shape[-2:]
     if size is None or min(height, width) == size:
         return image

@@ -1,4 +1,4 @@
-"""The published loop (arXiv 2601.17388), written straightforwardly, for comparison.
+"""The published optimisation loop (arXiv 2601.17388), for comparison.
 
 In every iteration both branches, original and marked, are denoised with classifier-free guidance in full and every
 attention map is kept; one random attack; loss = 100 x cross-entropy at temperature 10 + 20 x MSE + 80 x MSE of the
@@ -15,18 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attacks import training_mix
-from ..attention import record_rule, self_attention_loss
-from ..compose import Composer
-from ..constrained import perturbed
+from ..diffusion.attention import record_rule, self_attention_loss
+from ..diffusion.model import AttentionControl, AttentionMaps, Autoencoder, DiffusionModel
+from ..diffusion.ode import euler
 from ..extractors.base import TEMPERATURE, Extractor
-from ..model import AttentionControl, AttentionMaps, Autoencoder, DiffusionModel
-from ..ode import euler
-from ..trajectory import Inversion
+from ..stages.composition import Composer, CompositionOptions
+from ..stages.constrained_denoising import perturbed
+from ..stages.inversion_record import Inversion
+from ..stages.warm_start import INITIAL_RMS
 
 __all__ = ["published_loop"]
 
 MESSAGE_WEIGHT, IMAGE_WEIGHT, ATTENTION_WEIGHT = 100.0, 20.0, 80.0
-INITIAL_DELTA = 1e-3
 
 
 def published_loop(
@@ -42,38 +42,38 @@ def published_loop(
     luma_only: bool,
     generator: torch.Generator,
 ) -> Iterator[Tensor]:
-    """Optimise without end.
+    """The published optimisation, which does not end: the caller stops it.
 
     Args:
         model: The frozen model that made the inversion.
         autoencoder: Its autoencoder.
-        inversion: The inverted picture.
-        image: The picture, (1, 3, H, W) in [0, 1].
+        inversion: The inverted image.
+        image: The image, (1, 3, H, W) in [0, 1].
         extractor: Reads the message.
         bits: (extractor.num_bits,) of 0/1.
-        learning_rate: Of AdamW, in the latent's unit-variance scale.
+        learning_rate: Learning rate of AdamW, in the latent's unit-variance scale.
         target_psnr: In dB.
-        luma_only: Of the composition, see `Composer`.
+        luma_only: As in the composition, see `Composer`.
         generator: Draws the attacks and the first change.
 
     Yields:
-        The marked picture so far, (1, 3, H, W), once an iteration.
+        The marked image after each iteration, (1, 3, H, W).
     """
     height, width = image.shape[-2:]
-    composer = Composer(image, target_psnr=target_psnr, luma_only=luma_only)
+    composer = Composer(image, CompositionOptions(target_psnr=target_psnr, luma_only=luma_only))
     start = inversion.latents[0]
-    delta = (torch.randn(start.shape, generator=generator) * INITIAL_DELTA).to(start).requires_grad_()
+    delta = (torch.randn(start.shape, generator=generator) * INITIAL_RMS).to(start).requires_grad_()
     optimiser = torch.optim.AdamW([delta], learning_rate, weight_decay=0.0)
     mix = training_mix()
     while True:
         with torch.no_grad():
             latent, reference = _branch(model, inversion, start)
             decoded_original = autoencoder.decode(latent)[..., :height, :width]
-        latent, maps = _branch(model, inversion, perturbed(model, inversion, delta))
+        latent, maps = _branch(model, inversion, perturbed(inversion, delta))
         marked = composer(autoencoder.decode(latent)[..., :height, :width], decoded_original)
         (attack,) = mix.draw(generator, 1)
         attacked = attack(marked, generator)
-        # The paper's loss, whatever the extractor's own is.
+        # The paper's loss, instead of the extractor's.
         logits = TEMPERATURE * extractor.logits(attacked.images, attacked.geometry)
         message_loss = F.binary_cross_entropy_with_logits(logits, bits.to(logits).expand_as(logits))
         attention_loss = torch.stack([self_attention_loss(m, r) for m, r in zip(maps, reference, strict=True)]).mean()
@@ -90,7 +90,7 @@ def published_loop(
 
 def _branch(model: DiffusionModel, inversion: Inversion, x: Tensor) -> tuple[Tensor, list[AttentionMaps]]:
     """Denoise to the clean latent; every map is recorded, those of the constraint are compared."""
-    rule = record_rule(tuple(x.shape[-2:]))
+    rule = record_rule(tuple(x.shape[-2:]), model.factor)
     everything = AttentionControl(lambda kind, tokens: True)
     kept = []
     for i in range(inversion.steps):

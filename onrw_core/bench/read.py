@@ -1,9 +1,9 @@
-"""`onrw bench read`: how long reading takes, files and their decoding included.
+"""`onrw bench read`: time of reading, files and their decoding included.
 
-Photos of 512 px, half of them with a mark of 42 dB, as PNG and JPEG files in turn: read plainly one by one, and several
-at a time as `onrw extract --plain` does. Then the whole blind search on unmarked photos, which is the longest reading
-there is, at 512 px and at 4096 px. CPU seconds are given beside the others: they do not depend on what else the machine
-does.
+Photos of 512 px, half of them with a watermark at 42 dB, as PNG and JPEG files in turn: read plainly one by one, and
+several at a time as `onrw extract --plain` does. Then the whole blind search on unmarked photos, which is the longest
+reading there is, at 512 px and at 4096 px. CPU seconds are given beside the others: they do not depend on what else the
+machine does.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import images
-from ..detection import Reading
-from ..extractors.carriers import TILE, Carriers, band_basis
-from ..extractors.keyed import KeyedExtractor
-from ..keys import Key
-from ..metrics import LUMA_COLOUR
-from ..threads import in_order
+from ..commands.threads import in_order
+from ..extractors.keyed.extractor import KeyedExtractor
+from ..extractors.reading import Reading
+from ..imaging import files as images
+from ..imaging.geometry import size_of
+from ..imaging.metrics import LUMA_COLOUR
+from ..payload.keys import Key
 from .cache import generator_for, publish
 from .photos import load_photos, sized
 
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for i, photo in enumerate(photos):
-            image = _marked(photo.image, extractor.carriers, i) if i % 2 else photo.image
+            image = _marked(photo.image, extractor, i) if i % 2 else photo.image
             files.append(Path(folder) / f"{i}{('.png', '.jpg')[i // 2 % 2]}")
             images.save(files[-1], image)
 
@@ -77,14 +76,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _marked(image: Tensor, carriers: Carriers, number: int) -> Tensor:
-    """A photo with the pattern of random bits laid over it in a mark's colour, not fitted to the photo."""
-    signs = torch.randint(0, 2, (BITS,), generator=generator_for(number, "bits")).double() * 2 - 1
-    pattern = F.normalize(signs @ carriers.payload[:BITS], dim=0) + carriers.sync_for(BITS)
-    tile = (band_basis() @ pattern).float().reshape(TILE, TILE)
-    height, width = image.shape[-2:]
-    residual = tile.repeat(-(-height // TILE), -(-width // TILE))[:height, :width]
-    residual = residual * residual.new_tensor(LUMA_COLOUR)[:, None, None]
+def _marked(image: Tensor, extractor: KeyedExtractor, number: int) -> Tensor:
+    """A photo with the watermark of random bits added in a watermark's colour, not fitted to the photo."""
+    bits = torch.randint(0, 2, (BITS,), generator=generator_for(number, "bits"))
+    pattern = extractor.for_image(image[None]).pattern(bits, size_of(image))
+    residual = pattern * image.new_tensor(LUMA_COLOUR)[:, None, None]
     return (image + residual * (10 ** (-PSNR / 20) / residual.square().mean().sqrt())).clamp(0, 1)
 
 

@@ -1,9 +1,9 @@
-"""The regeneration suite: the picture is made anew by a model (see `onrw_core.regeneration`).
+"""The regeneration suite: a model regenerates the image (see `onrw_core.attacks.regeneration`).
 
-- vae-own: round trip through the autoencoder that the mark was made with;
+- vae-own: round trip through the autoencoder that the watermark was made with;
 - vae-foreign: round trip through another one, which is never used for marking;
 - purify: noise of a given sigma is added to the latent, and the diffusion model takes it away again. Over the strength,
-  this is a curve, and where it crosses one half the mark's presence is lost.
+  this is a curve, and where it crosses one half, presence of the watermark is lost.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..attacks import Attacked
+from ..attacks.regeneration import Regeneration, purification, round_trip
 from ..mini import Mini, MiniAutoencoder
 from ..mini.weights import load_autoencoder
-from ..regeneration import Regeneration, purification, round_trip
 
 __all__ = ["PURIFY", "PURIFY_SIGMAS", "lost_at", "regenerations"]
 
@@ -65,7 +65,7 @@ def regenerations(
 
 
 def lost_at(curve: Sequence[tuple[float, float]]) -> float | None:
-    """The sigma at which a rate falls through one half, on a straight line between the measured ones.
+    """The sigma at which a rate falls below one half, interpolated linearly between the measured ones.
 
     Args:
         curve: (sigma, rate of presence) by ascending sigma.

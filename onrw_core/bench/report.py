@@ -1,4 +1,4 @@
-"""What the robustness benchmark says: the report as JSON values, and its tables."""
+"""The report of the robustness benchmark: JSON values and tables."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ STRICT_FPR = min(FPRS)
 EQUAL_PSNR = 0.05  # dB by which the quality of two systems may differ
 WORST_MARGIN = -0.005  # of the bit accuracy that a system may fall short of a peer
 SATURATED = 0.99  # a peer above it cannot be beaten by much
+MEANS = ("ssimulacra2", "worst", "psnr", "ssim", "psnr_flat", "seconds")  # figures of a mark, averaged over photos
 
 Record = dict[str, Any]
 
@@ -26,7 +27,7 @@ Record = dict[str, Any]
 def robustness_report(
     systems: list[System], marks: dict[str, list[Record]], readings: dict[str, list[Record]], extra: list[str]
 ) -> Record:
-    """Figures of all systems.
+    """The figures of all systems.
 
     Args:
         systems: In the order of the tables.
@@ -45,7 +46,9 @@ def robustness_report(
                 "name": s.name,
                 "settings": s.settings(),
                 "bits": s.num_bits,
-                **{k: fmean(n[k] for n in notes) for k in ("psnr", "ssim", "psnr_flat", "seconds")},
+                **{k: fmean(n[k] for n in notes) for k in MEANS},
+                "ssimulacra2_lowest": min(n["ssimulacra2"] for n in notes),
+                "worst_highest": max(n["worst"] for n in notes),
                 "ssim_lowest": min(n["ssim"] for n in notes),
                 "attacks": {label: summary(r for r in own if r["label"] == label) for label in labels},
                 "suites": _by_suite(own),
@@ -86,7 +89,7 @@ def _sigma(record: Record) -> float:
 
 
 def against(systems: list[System], rows: list[Record], readings: dict[str, list[Record]]) -> list[Record]:
-    """Each system of this library beside each peer that it is at least as invisible as.
+    """Each system of this library compared with each peer of equal or lower PSNR.
 
     With another's decoder it is compared with that decoder's own encoder alone, with the keyed one with all.
 
@@ -150,9 +153,13 @@ def progress(count: str, system: System, photo: Photo, note: Record, records: li
     """One line for one photo."""
     figures = summary(records)
     return (
-        f"{count} {photo.name}: {system.name}: {note['psnr']:.2f} dB, SSIM {note['ssim']:.4f}, "
-        f"{note['seconds']:.1f} s; {figures['n']} readings, {100 * figures['bit_accuracy']:.2f} % of the bits"
+        f"{count} {photo.name}: {system.name}: {_visibility(note)}, {note['seconds']:.1f} s; {figures['n']} readings, "
+        f"{100 * figures['bit_accuracy']:.2f} % of the bits"
     )
+
+
+def _visibility(note: Record) -> str:
+    return f"SSIMULACRA2 {note['ssimulacra2']:.1f}, worst place {note['worst']:.1f}, PSNR {note['psnr']:.2f} dB"
 
 
 HEADER = f"{'attack':<32}{'n':>5}{'bits %':>8}{'+-':>6}{'words %':>9}{'ids %':>7}{'TPR 1e-3':>10}{'1e-6':>7}{'s':>7}"
@@ -164,16 +171,17 @@ def tables(report: Record) -> str:
     for s in report["systems"]:
         lines += [
             "",
-            f"{s['name']}: {s['bits']} bits, {report['photos']} photos of {report['size']} px, PSNR {s['psnr']:.2f} dB "
-            f"(flattest 64 x 64: {s['psnr_flat']:.2f}), SSIM {s['ssim']:.4f} (lowest {s['ssim_lowest']:.4f}), "
-            f"{s['seconds']:.2f} s to mark",
+            f"{s['name']}: {s['bits']} bits, {report['photos']} photos of {report['size']} px, "
+            f"SSIMULACRA2 {s['ssimulacra2']:.1f} (lowest {s['ssimulacra2_lowest']:.1f}), worst place {s['worst']:.1f} "
+            f"(highest {s['worst_highest']:.1f}), PSNR {s['psnr']:.2f} dB (flattest 64 x 64: {s['psnr_flat']:.2f}), "
+            f"SSIM {s['ssim']:.4f} (lowest {s['ssim_lowest']:.4f}), {s['seconds']:.2f} s to mark",
             HEADER,
         ]
         lines += [_row(label, figures) for label, figures in s["attacks"].items()]
         lines += [_row(f"mean of {name}", f) for name, f in s["suites"].items() if name != PLAIN]
         for large in s["large"]:
             mark = large["mark"]
-            lines.append(f"{large['photo']}: {mark['psnr']:.2f} dB, SSIM {mark['ssim']:.4f}, {mark['seconds']:.1f} s")
+            lines.append(f"{large['photo']}: {_visibility(mark)}, SSIM {mark['ssim']:.4f}, {mark['seconds']:.1f} s")
             lines += [_row(f"  {name}", f) for name, f in large["suites"].items()]
         if s["purification"]:
             points = ", ".join(f"{p['sigma']:g}: {100 * p['present']:.0f} %" for p in s["purification"]["curve"])
@@ -183,7 +191,10 @@ def tables(report: Record) -> str:
         worst_five = ", ".join(f"{photo} {100 * accuracy:.1f} %" for photo, accuracy in s["worst_photos"])
         lines.append(f"worst photos: {worst_five}")
     if report["against"]:
-        lines += ["", "beside peers at equal or better PSNR: bits of ours less theirs, per cent, and interval by photo"]
+        lines += [
+            "",
+            "compared with peers at equal or better PSNR: bits of ONRW less bits of the peer, per cent, with interval",
+        ]
     for pair in report["against"]:
         means = ", ".join(
             f"{suite} {100 * f['margin']:+.2f} [{100 * f['interval'][0]:+.2f}, {100 * f['interval'][1]:+.2f}]"
@@ -195,11 +206,6 @@ def tables(report: Record) -> str:
             f"{pair['system']} / {pair['peer']} ({pair['psnr_margin']:+.2f} dB): {means}; "
             f"lowest {100 * low['margin']:+.2f} on {low['attack']}{short}"
         )
-    for name, cases in report.get("adversarial", {}).items():
-        lines += ["", f"{name}, adversarial: n, presence at 1e-6, bits of the message in question, dB of the change"]
-        for c in cases:
-            rates = f"{100 * c['present']:>8.1f} %{100 * c['bit_accuracy']:>8.1f} %{c['psnr']:>7.1f}"
-            lines.append(f"{c['case']:<50}{c['n']:>4}{rates}  {c['meaning']}")
     return "\n".join(lines)
 
 

@@ -3,9 +3,9 @@
 Every system marks the same photos with the same kind of message, a random id with its error correction and check; every
 attack gets the same random draws. "TPR at FPR f" counts readings with presence at f and the right message at f (so many
 equal bits that random bits have them with probability f: 36 and 41 of 48 bits at 1e-3 and 1e-6); systems without a
-presence statistic need the message alone. A target PSNR may be the name of a peer: then each photo is marked at the
-PSNR that the own mark of the peer on it has. Everything is cached in the output folder and resumes after an
-interruption.
+presence statistic need the message alone. Marks have a quality, or for comparisons a target PSNR, which may be the name
+of a peer: then each photo is marked at the PSNR that the own mark of the peer on it has. Everything is cached in the
+output folder and resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 
 from ..attacks import MIXES
+from ..commands.common import number
 from ..commands.models import add_device, chosen_device
-from ..constrained import SPACES
 from ..extractors.loading import load_extractor
-from ..extractors.plain import MARKING
-from ..keys import Key
 from ..mini import Mini, load_mini
-from ..optimise import PRESETS
+from ..payload.keys import Key
+from ..stages.constrained_denoising import SPACES
+from ..stages.noise_optimisation import PRESETS
+from ..stages.quality import DEFAULT_QUALITY, HIGHEST, LOWEST
 from .cache import Cache, publish
 from .marking import marked
 from .measure import attacks_of, measure
@@ -36,7 +37,7 @@ from .systems import Onrw, System
 
 __all__ = ["SUITES", "add_arguments", "run"]
 
-SUITES = ("onrw12", "onrw12-random", "extended", "regeneration", "adversarial")
+SUITES = ("onrw12", "onrw12-random", "extended", "regeneration")
 OUT = Path("bench-robustness")
 
 
@@ -55,13 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     working = "pixels of the shorter side at which a mark is made; the photo's own (default) or e.g. 512 for large ones"
     add("--working-size", type=int, help=working)
     add("--suite", nargs="*", choices=SUITES, default=["onrw12"], help="attacks to try")
-    more = "attacks beside the suites', e.g. jpeg=30 crop=.5+rotation=10"
+    more = "attacks in addition to the suites', e.g. jpeg=30 crop=.5+rotation=10"
     add("--attack", nargs="+", default=[], metavar="NAME=STRENGTH", help=more)
     add("--peers", action="store_true", help="the same for DwtDct, DwtDctSvd, RivaGAN and blind-watermark")
     add("--no-onrw", action="store_true", help="peers only")
     add("--preset", choices=sorted(PRESETS), default="fast")
     add("--bits", type=int, nargs="+", default=[48], help="raw bits of the keyed extractor")
-    add("--target-psnr", nargs="+", default=["42"], metavar="DB|PEER", help=f"dB, or one of {', '.join(PEERS)}")
+    visible = parser.add_mutually_exclusive_group()
+    quality = f"SSIMULACRA2 of the marks (default: {DEFAULT_QUALITY:g}, and 42 dB for a third-party decoder)"
+    visible.add_argument("--quality", nargs="+", type=number(float, LOWEST, HIGHEST), metavar="Q", help=quality)
+    psnr = f"instead of a quality: dB, or one of {', '.join(PEERS)}"
+    visible.add_argument("--target-psnr", nargs="+", metavar="DB|PEER", help=psnr)
     add(
         "--space",
         nargs="+",
@@ -75,9 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{name}", type=kind, help="instead of the preset's")
     add("--start-sigma", type=float, nargs="+", help="noise levels instead of the preset's")
     add("--attacks", type=int, help="attacks an iteration, instead of the preset's")
-    add("--mix", choices=tuple(MIXES), help="what the optimisation sees, instead of the preset's")
+    add("--mix", choices=tuple(MIXES), help="attack mix of the optimisation, instead of the preset's")
     add("--purify", type=float, nargs="+", metavar="SIGMA", help="strengths of the purification in regeneration")
-    add("--mosaic", action="store_true", help="besides, one large picture made of the photos, marked natively")
+    add("--mosaic", action="store_true", help="also mark one large image, a mosaic of the photos, at its own size")
     add("--seed", type=int, default=0)
     add_device(parser)
     add("--out", type=Path, default=OUT, help="folder of marks, readings, report and chart")
@@ -105,11 +110,6 @@ def run(args: argparse.Namespace) -> int:
     marks, readings = measure(systems, caches, photos, attacks, key, args.seed, extra)
     report = robustness_report(systems, marks, readings, [p.name for p in extra])
     report |= {"size": args.size, "seed": args.seed}
-    if "adversarial" in args.suite:
-        from .adversarial import adversarial  # peers' packages and second keys only where asked for
-
-        ours = [s for s in systems if isinstance(s, Onrw) and s.extractor.name == "keyed"]
-        report["adversarial"] = {s.name: adversarial(s, caches[s.name], photos, key, args.seed) for s in ours}
     report["seconds"] = round(time.perf_counter() - start, 1)
     print(tables(report))
     publish(args.json or args.out / "report.json", report)
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 def _onrw(
     args: argparse.Namespace, key: Key, mini: Mini | None, others: list[System], caches: dict[str, Cache]
 ) -> list[System]:
-    """One system for each combination of extractor, bits, space and target PSNR."""
+    """One system for each combination of extractor, bits, space, and quality or target PSNR."""
     base = PRESETS[args.preset].with_(
         learning_rate=args.learning_rate,
         steps=args.steps,
@@ -136,20 +136,28 @@ def _onrw(
 
     systems = []
     for name, bits, (space, rate), sigma, target in itertools.product(
-        args.extractor, args.bits, map(_space, args.space), args.start_sigma or [None], args.target_psnr
+        args.extractor,
+        args.bits,
+        map(_space, args.space),
+        args.start_sigma or [None],
+        args.target_psnr or args.quality or [None],
     ):
-        if name != "keyed" and bits != args.bits[0]:
-            continue  # others' decoders have the bits that they have
         extractor = load_extractor(name, key, bits, args.allow_torchscript).to(args.device)
-        decibels, peer = _target(target, others)
-        settings = base.with_(**({} if name == "keyed" else MARKING)).with_(mix=args.mix, attacks=args.attacks)
-        settings = settings.with_(target_psnr=decibels, space=space, start_sigma=sigma, learning_rate=rate)
+        if len(extractor.sizes) == 1 and bits != args.bits[0]:
+            continue  # a third-party decoder has the bits that it has
+        if args.quality and "target_psnr" in extractor.marking:
+            raise ValueError(f"--quality: marks for {extractor.name} take --target-psnr; their quality is reported")
+        settings = base.with_(**extractor.marking).with_(mix=args.mix, attacks=args.attacks)
+        settings = settings.with_(space=space, start_sigma=sigma, learning_rate=rate)
+        decibels, peer = _target(target, others) if args.target_psnr else (None, None)
+        settings = settings.with_(target_psnr=decibels, quality=None if args.target_psnr else target)
+        visible = f"{settings.target_psnr:g} dB" if settings.quality is None else f"quality {settings.quality:g}"
         parts = ["ONRW"]
         parts += [extractor.name] if len(args.extractor) > 1 or name != "keyed" else []
-        parts += [f"{bits} bits"] if len(args.bits) > 1 and name == "keyed" else []
+        parts += [f"{bits} bits"] if len(args.bits) > 1 and len(extractor.sizes) > 1 else []
         parts += [space] if len(args.space) > 1 or space != "noise" else []
         parts += [f"sigma {sigma:g}"] if len(args.start_sigma or []) > 1 else []
-        label = " ".join([*parts, f"{decibels:g} dB" if peer is None else f"as {peer.name}"])
+        label = " ".join([*parts, visible if peer is None else f"as {peer.name}"])
         system = Onrw(label, extractor, settings, mini, args.working_size or args.size, key.fingerprint, args.device)
         if peer is not None:
             system.like, system.psnr_of = peer, psnr_of

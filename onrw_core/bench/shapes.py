@@ -1,4 +1,4 @@
-"""Stable Diffusion's networks with random weights: time and memory do not depend on what the weights are.
+"""Stable Diffusion's networks with random weights, since time and memory do not depend on the weights.
 
 SDXL's UNet is built without the embedding of pooled text and sizes, two small linear layers on one vector.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from ..commands.models import Loaded
-from ..model import Conditioning
+from ..diffusion.model import Conditioning
+from ..models import Loaded
 
 __all__ = ["DTYPES", "SHAPES", "TOKENS", "noise_schedule", "random_model", "random_networks"]
 
@@ -44,7 +44,7 @@ BETAS = (0.00085, 0.012, 1000)  # of the "scaled linear" schedule
 
 def random_networks(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
     """UNet and VAE of one of `SHAPES`, on torch's default device, from its global generator."""
-    from ..backends import ensure_torchvision
+    from ..diffusion.backends import ensure_torchvision
 
     ensure_torchvision()
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -73,7 +73,7 @@ def random_model(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> L
         dtype: Of the weights.
         seed: Of the weights.
     """
-    from ..backends.diffusers import DiffusersAutoencoder, DiffusersModel
+    from ..diffusion.backends.diffusers import DiffusersAutoencoder, DiffusersModel
 
     torch.manual_seed(seed)  # diffusers draws from the global generator
     with torch.device(device):

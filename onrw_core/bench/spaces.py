@@ -1,8 +1,8 @@
-"""`onrw bench spaces`: why the noise is changed, and not the picture.
+"""`onrw bench spaces`: comparison of changes of the noise, of the latent and of the pixels.
 
-The same extractor, losses and composition at the same PSNR, driven by what is optimised:
+The same extractor, losses and composition at the same PSNR, with one of these as the optimised variable:
 
-    pixel      the picture itself
+    pixel      the image itself
     latent     the clean latent, through the decoder
     noise      the inverted noise at the preset's small sigma, through denoising and decoder
     noise-far  the inverted noise several steps back
@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 from ..attacks import MIXES, training_mix
-from ..extractors.keyed import KeyedExtractor
-from ..keys import Key
-from ..message import random_id
+from ..attacks.regeneration import regenerations
+from ..extractors.keyed.extractor import KeyedExtractor
 from ..mini import Mini, load_mini
-from ..optimise import PRESETS, Settings
+from ..payload.keys import Key
+from ..payload.message import random_id
 from ..pipeline import embed
-from ..regeneration import regenerations
+from ..stages.noise_optimisation import PRESETS, Settings
 from .cache import Cache, generator_for, publish, write
 from .measure import attacks_of, measure, tell
 from .photos import Photo, load_photos
@@ -58,7 +58,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Variant:
-    """What is optimised.
+    """An optimised variable, with its settings.
 
     Attributes:
         changes: Of the preset's settings.
@@ -113,7 +113,19 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--train {args.train}: {len(both)} of its photos are among --images; give other ones")
     key = Key(hashlib.sha256(f"onrw benchmark {args.seed}".encode()).digest())
     mini = load_mini(args.device)
-    rows, systems = _plan(args, training, key, mini)
+    trials = Trials(
+        training,
+        key,
+        mini,
+        PRESETS["fast"].with_(target_psnr=args.target_psnr, iterations=args.iterations),
+        changes_of(args.start_sigma, args.steps),
+        args.size,
+        args.bits,
+        args.seed,
+        args.device,
+        args.out / "tuning",
+    )
+    rows, systems = trials.plan(args.variants, args.mixes, args.budgets)
     caches = {s.name: Cache(args.out, s, args.seed, args.reread) for s in systems.values()}
     attacks = attacks_of(args.suite, args.seed, mini, args.device, args.purify)
     marks, readings = measure(list(systems.values()), caches, photos, attacks, key, args.seed)
@@ -135,77 +147,111 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(
-    args: argparse.Namespace, training: list[Photo], key: Key, mini: Mini
-) -> tuple[list[Record], dict[str, Onrw]]:
-    """What is to be measured: one row per mix, budget and variant; rows of the same settings share a system."""
-    rows: list[Record] = []
-    systems: dict[str, Onrw] = {}
-    for mix in args.mixes:
-        tuned = {name: _tuned(name, mix, args, training, key, mini) for name in {*args.variants, REFERENCE}}
-        seconds = args.iterations * tuned[REFERENCE]["seconds"]
-        for budget in args.budgets:
-            for name in args.variants:
-                iterations = args.iterations
-                if budget == "time":
-                    iterations = max(1, round(seconds / tuned[name]["seconds"]))
-                settings = _settings(name, mix, args, tuned[name]["rate"], iterations)
-                label = f"{name}, mix {mix}, {iterations} iterations"
-                extractor = KeyedExtractor(key, args.bits)
-                systems[label] = Onrw(label, extractor, settings, mini, args.size, key.fingerprint, args.device)
-                rows.append({"variant": name, "mix": mix, "budget": budget, "system": label, "iterations": iterations}
-                            | {"rate": tuned[name]["rate"], "tried": tuned[name]["losses"]})  # fmt: skip
-    return rows, systems
+def changes_of(start_sigma: float | None = None, steps: int | None = None) -> dict[str, dict[str, Any]]:
+    """What each variant changes of the preset's settings, with start sigma and steps of noise-far where given."""
+    changes = {name: dict(variant.changes) for name, variant in VARIANTS.items()}
+    given = {"start_sigma": start_sigma, "steps": steps}
+    changes["noise-far"] |= {name: value for name, value in given.items() if value is not None}
+    return changes
 
 
-def _settings(name: str, mix: str, args: argparse.Namespace, rate: float, iterations: int) -> Settings:
-    changes = VARIANTS[name].changes
-    if name == "noise-far":
-        given = {"start_sigma": args.start_sigma, "steps": args.steps}
-        changes = changes | {option: value for option, value in given.items() if value is not None}
-    return PRESETS["fast"].with_(**changes, mix=mix, learning_rate=rate, iterations=iterations, patience=iterations,
-                                 target_psnr=args.target_psnr)  # fmt: skip
+@dataclass(frozen=True)
+class Trials:
+    """Marks training photos to choose step sizes and to measure seconds.
 
+    Attributes:
+        photos: The training photos.
+        key: Of the marks.
+        mini: The model.
+        base: Settings of every variant.
+        changes: By variant, what differs from `base`.
+        size: The working size in pixels.
+        bits: Of a message.
+        seed: Of all random draws.
+        device: Where the model is.
+        folder: Of the records.
+    """
 
-def _tuned(name: str, mix: str, args: argparse.Namespace, photos: list[Photo], key: Key, mini: Mini) -> Record:
-    """The best step size of a variant and the seconds of an iteration, all of marking counted."""
-    losses, seconds = {}, []
-    for rate in VARIANTS[name].rates:
-        settings = _settings(name, mix, args, rate, args.iterations)
-        trials = [_trial(settings, args, photo, key, mini) for photo in photos]
-        losses[rate] = fmean(t["loss"] for t in trials)
-        seconds += [t["seconds"] for t in trials]
-    rate = min(losses, key=losses.get)
-    tell(f"{name}, mix {mix}: step size {rate:g} of {', '.join(f'{r:g}: {v:.3f}' for r, v in losses.items())}")
-    return {"rate": rate, "losses": losses, "seconds": fmean(seconds)}
+    photos: list[Photo]
+    key: Key
+    mini: Mini
+    base: Settings
+    changes: dict[str, dict[str, Any]]
+    size: int
+    bits: int
+    seed: int
+    device: str
+    folder: Path
 
+    def settings(self, variant: str, mix: str, rate: float, iterations: int) -> Settings:
+        """Of a variant; without an early stop."""
+        changes = self.changes[variant] | {"learning_rate": rate, "iterations": iterations, "patience": iterations}
+        return self.base.with_(mix=mix, **changes)
 
-def _trial(settings: Settings, args: argparse.Namespace, photo: Photo, key: Key, mini: Mini) -> Record:
-    """One photo marked with one step size: message loss under random attacks of the mix, seconds an iteration."""
-    told = {"settings": asdict(settings), "size": args.size, "bits": args.bits, "seed": args.seed}
-    told |= {"photo": photo.digest, "model": f"{mini.model.name} {mini.autoencoder.name}"}
-    path = args.out / "tuning" / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    extractor = KeyedExtractor(key, args.bits)
-    bits = random_id(key, generator_for(args.seed, photo.name, "message"), args.bits).bits
-    start = time.process_time() if args.device == "cpu" else time.perf_counter()
-    marked = embed(
-        photo.image.to(args.device), mini.model, mini.autoencoder, extractor, bits, positive=mini.encode(photo.prompt),
-        null=mini.encode(""), settings=settings, generator=generator_for(args.seed, photo.name, "tuning"),
-        size=args.size,
-    )  # fmt: skip
-    end = time.process_time() if args.device == "cpu" else time.perf_counter()
-    made = regenerations(mini.model, mini.autoencoder, marked.watermark.inversion)
-    losses = []
-    with torch.no_grad():
-        for i, attack in enumerate(training_mix(settings.mix, made).draw(generator_for(args.seed, "checks"), CHECKS)):
-            attacked = attack(marked.image[None].to(args.device), generator_for(args.seed, photo.name, "check", i))
-            losses.append(float(extractor.loss(attacked.images, bits, attacked.geometry).mean()))
-    record = {"loss": fmean(losses), "seconds": (end - start) / marked.iterations}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps(told | record))
-    return record
+    def tuned(self, variant: str, mix: str) -> Record:
+        """The best step size of a variant and the seconds of an iteration, all of marking counted."""
+        losses, seconds = {}, []
+        for rate in VARIANTS[variant].rates:
+            settings = self.settings(variant, mix, rate, self.base.iterations)
+            trials = [self.trial(settings, photo) for photo in self.photos]
+            losses[rate] = fmean(t["loss"] for t in trials)
+            seconds += [t["seconds"] for t in trials]
+        rate = min(losses, key=losses.get)
+        tell(f"{variant}, mix {mix}: step size {rate:g} of {', '.join(f'{r:g}: {v:.3f}' for r, v in losses.items())}")
+        return {"rate": rate, "losses": losses, "seconds": fmean(seconds)}
+
+    def trial(self, settings: Settings, photo: Photo) -> Record:
+        """One photo marked with one step size: message loss under random attacks of the mix, seconds an iteration."""
+        model, autoencoder, encode = self.mini.model, self.mini.autoencoder, self.mini.encode
+        told = {"settings": asdict(settings), "size": self.size, "bits": self.bits, "seed": self.seed}
+        told |= {"photo": photo.digest, "model": f"{model.name} {autoencoder.name}"}
+        path = self.folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        extractor = KeyedExtractor(self.key, self.bits)
+        bits = random_id(self.key, generator_for(self.seed, photo.name, "message"), self.bits).bits
+        clock = time.process_time if self.device == "cpu" else time.perf_counter
+        start = clock()
+        marked = embed(
+            photo.image.to(self.device), model, autoencoder, extractor, bits, positive=encode(photo.prompt),
+            null=encode(""), settings=settings, generator=generator_for(self.seed, photo.name, "tuning"),
+            size=self.size,
+        )  # fmt: skip
+        seconds = clock() - start
+        made = regenerations(model, autoencoder, marked.watermarks[0].inversion.unconditional)
+        losses = []
+        with torch.no_grad():
+            attacks = training_mix(settings.mix, made).draw(generator_for(self.seed, "checks"), CHECKS)
+            for i, attack in enumerate(attacks):
+                attacked = attack(marked.image[None].to(self.device), generator_for(self.seed, photo.name, "check", i))
+                losses.append(float(extractor.loss(attacked.images, bits, attacked.geometry).mean()))
+        record = {"loss": fmean(losses), "seconds": seconds / marked.iterations}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, json.dumps(told | record))
+        return record
+
+    def plan(self, variants: list[str], mixes: list[str], budgets: list[str]) -> tuple[list[Record], dict[str, Onrw]]:
+        """What is to be measured: a row for each mix, budget and variant; rows of the same settings share a system."""
+        rows: list[Record] = []
+        systems: dict[str, Onrw] = {}
+        for mix in mixes:
+            tuned = {name: self.tuned(name, mix) for name in {*variants, REFERENCE}}
+            seconds = self.base.iterations * tuned[REFERENCE]["seconds"]
+            for budget in budgets:
+                for name in variants:
+                    iterations = self.base.iterations
+                    if budget == "time":
+                        iterations = max(1, round(seconds / tuned[name]["seconds"]))
+                    settings = self.settings(name, mix, tuned[name]["rate"], iterations)
+                    label = f"{name}, mix {mix}, {iterations} iterations"
+                    extractor = KeyedExtractor(self.key, self.bits)
+                    systems[label] = Onrw(
+                        label, extractor, settings, self.mini, self.size, self.key.fingerprint, self.device
+                    )
+                    rows.append({"variant": name, "mix": mix, "budget": budget, "system": label}
+                                | {"iterations": iterations, "rate": tuned[name]["rate"]}
+                                | {"tried": tuned[name]["losses"]})  # fmt: skip
+        return rows, systems
 
 
 def spaces_report(
@@ -214,7 +260,7 @@ def spaces_report(
     """The rows with their figures.
 
     Args:
-        rows: variant, mix, budget, system, and whatever else is known of each.
+        rows: variant, mix, budget, system, and further facts.
         marks: Name of system -> records of its marked photos.
         readings: Name of system -> records of its readings.
     """
@@ -249,7 +295,7 @@ def spaces_report(
 
 
 def _lost_interval(records: list[Record], curve: list[Record]) -> tuple[float, float]:
-    """The interval by photo of the sigma at which presence is lost; the greatest one measured where it never is."""
+    """The interval by photo of the sigma at which presence is lost, or of the greatest sigma if it never is."""
     sigmas = [point["sigma"] for point in curve]
     columns = [
         by_photo((r for r in records if r["label"] == f"{PURIFY}{s:g}"), lambda r: present(r, FPR)) for s in sigmas

@@ -1,15 +1,15 @@
-"""`onrw bench speed`: seconds to success, ours beside the published loop.
+"""`onrw bench speed`: seconds to success of this library and of the published loop.
 
-Success is the first moment at which the picture, composed at the target PSNR, gives the required share of all bits
+Success is the first moment at which the image, composed at the target PSNR, gives the required share of all bits
 over a fixed set of random attacks of the training mix, none of which either loop has seen. Looking for it is not timed.
 Both loops get the same model, photos, extractor, composition and target, and both times begin before the inversion.
 
-The published loop runs on a path of its own, `--published-preset`: `reference` is that of the public code (only the
-last step is optimised), `paper` that of the text (null-text inversion, several steps, guidance 4.5), `same` is ours.
-It runs with the best of three step sizes, chosen on the first photo. On each photo it is stopped after `--cap-ratio`
-times our seconds there; then, and where another cap stops it, the ratio is a lower bound. A photo on which ours has no
-success by the end of its preset counts as a ratio of 0. Times by part come from separate iterations, because the
-stopwatch costs time itself.
+The published loop has its own path, `--published-preset`: `reference` is that of the public code (only the last step is
+optimised), `paper` that of the text (null-text inversion, several steps, guidance 4.5), `same` that of this library. It
+runs with the best of three step sizes, chosen on the first photo. On each photo it is stopped after `--cap-ratio`
+times the seconds of this library; then, and where another cap stops it, the ratio is a lower bound. A photo on which
+this library has no success by the end of its preset counts as a ratio of 0. Times by part come from
+separate iterations, because the stopwatch itself takes time.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..commands.models import Loaded, add_device, chosen_device, load_model
+from ..commands.models import add_device, chosen_device
 from ..extractors.base import Extractor
 from ..extractors.loading import load_extractor
-from ..keys import Key
-from ..optimise import PRESETS
+from ..models import Loaded, load_model
+from ..payload.keys import Key
+from ..stages.noise_optimisation import PRESETS, Settings
 from .cache import generator_for, write
 from .photos import Photo, load_photos
 from .shapes import DTYPES, SHAPES, random_model
 from .stopwatch import AGAIN, EXTRACTOR, PARTS, UNET, VAE
-from .trial import LEVELS, Job, Parts, parts_of, until_success
+from .trial import LEVELS, Conditions, Job, Parts, parts_of, until_success
 
 __all__ = ["add_arguments", "run"]
 
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--preset", choices=sorted(PRESETS), default="fast")
     add("--steps", type=int, help="denoising steps, instead of the preset's")
-    add("--checkpointing", action="store_true", help="recompute activations, whatever the preset says")
+    add("--checkpointing", action="store_true", help="recompute activations with every preset")
     add("--extractor", default="keyed", help="keyed, rivagan, or a decoder file")
     add("--bits", type=int, default=48)
     add("--target-psnr", type=float, default=42.0, help="dB")
@@ -81,13 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cap-ratio", type=float, default=CAP_RATIO, help="stop it on a photo after so many times our seconds there")
     add("--learning-rate", type=float, nargs="+", default=list(LEARNING_RATES), help="of the published loop")
     add("--breakdown-iterations", type=int, default=3, help="iterations whose parts are timed")
-    add("--no-published", action="store_true", help="ours only")
+    add("--no-published", action="store_true", help="run only the loop of this library")
     add_device(parser)
     add("--dtype", choices=sorted(DTYPES), default="fp32", help="of models with random weights")
     add("--cpu-time", action="store_true", help="count CPU instead of wall time, where the machine has other work")
     add("--seed", type=int, default=0)
     add("--json", type=Path, help="report file")
-    add("--chart", type=Path, help="picture file")
+    add("--chart", type=Path, help="image file to write")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,8 +108,17 @@ def run(args: argparse.Namespace) -> int:
     settings = PRESETS[args.preset].with_(
         target_psnr=args.target_psnr, steps=args.steps, checkpointing=args.checkpointing or None
     )
+    conditions = Conditions(
+        size=args.size,
+        device=args.device,
+        seed=args.seed,
+        required=args.required,
+        iterations=args.iterations,
+        breakdown_iterations=args.breakdown_iterations,
+        cpu_time=args.cpu_time,
+    )
     jobs = [
-        Job(photo, loaded, extractor, settings, _bits(extractor, photo, args.seed), args)
+        Job(photo, loaded, extractor, settings, _bits(extractor, photo, args.seed), conditions)
         for photo in load_photos(args.images, args.size, args.match, args.limit)
     ]
     report: dict[str, Any] = {
@@ -122,12 +132,19 @@ def run(args: argparse.Namespace) -> int:
         "preset": args.preset,
         "required": args.required,
         "target_psnr": args.target_psnr,
-        "ours": _ours(jobs, args),
+        "ours": _ours(jobs),
     }
     if not args.no_published:
         report["published_preset"] = args.published_preset
         report["cap_ratio"] = args.cap_ratio
-        report["published"] = _published(jobs, report["ours"], args)
+        published = settings
+        if args.published_preset != SAME:
+            path = PRESETS[args.published_preset]
+            published = settings.with_(
+                start_sigma=path.start_sigma, steps=path.steps, guidance=path.guidance, method=path.method
+            )
+        caps = [min(args.cap_seconds, args.cap_ratio * photo["seconds"]) for photo in report["ours"]["photos"]]
+        report["published"] = _published(jobs, report["ours"], published, args.learning_rate, args.cap_iterations, caps)
     report |= _ratios(report)
     print(_table(report))
     if args.json:
@@ -142,9 +159,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ours(jobs: list[Job], args: argparse.Namespace) -> dict[str, Any]:
-    cap = args.iterations or jobs[0].settings.iterations
-    next(jobs[0].ours(jobs[0].inverted(jobs[0].settings), 1))  # what only the first pass of a process pays for
+def _ours(jobs: list[Job]) -> dict[str, Any]:
+    cap = jobs[0].conditions.iterations or jobs[0].settings.iterations
+    next(jobs[0].ours(jobs[0].inverted(jobs[0].settings), 1))  # initialisation in the first pass of a process
     results = []
     for job in jobs:
         results.append(until_success(job, job.settings, None, cap, math.inf))
@@ -152,28 +169,31 @@ def _ours(jobs: list[Job], args: argparse.Namespace) -> dict[str, Any]:
     return _summary(results, parts_of(jobs[0], jobs[0].settings, None))
 
 
-def _published(jobs: list[Job], ours: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    cap = args.iterations or args.cap_iterations
-    settings = jobs[0].settings
-    if args.published_preset != SAME:
-        path = PRESETS[args.published_preset]
-        settings = settings.with_(
-            start_sigma=path.start_sigma, steps=path.steps, guidance=path.guidance, method=path.method
-        )
+def _published(
+    jobs: list[Job],
+    ours: dict[str, Any],
+    settings: Settings,
+    learning_rates: list[float],
+    cap_iterations: int,
+    cap_seconds: list[float],
+) -> dict[str, Any]:
+    """The published loop on the path of `settings`, with the best step size, for photos where this library succeeds."""
+    fixed = jobs[0].conditions.iterations
+    cap = fixed or cap_iterations
     work = [
-        (job, math.inf if args.iterations else min(args.cap_seconds, args.cap_ratio * photo["seconds"]))
-        for job, photo in zip(jobs, ours["photos"], strict=True)
-        if args.iterations or photo["success"]
+        (job, math.inf if fixed else seconds)
+        for job, photo, seconds in zip(jobs, ours["photos"], cap_seconds, strict=True)
+        if fixed or photo["success"]
     ]
     if not work:
         raise ValueError("our loop had no success on any photo: nothing to compare; give a lower --required")
     best, first = None, None
-    for rate in args.learning_rate:
+    for rate in learning_rates:
         result = until_success(work[0][0], settings, rate, cap, work[0][1])
         _tell(f"published, step {rate:g}", result)
         if first is None or _rank(result) > _rank(first):
             best, first = rate, result
-        if args.iterations:
+        if fixed:
             break
     results = [first]
     for job, limit in work[1:]:
@@ -183,7 +203,7 @@ def _published(jobs: list[Job], ours: dict[str, Any], args: argparse.Namespace) 
 
 
 def _rank(result: dict[str, Any]) -> tuple[bool, float, float]:
-    """Success first, then what was reached, then how fast."""
+    """Sort key of results, best first: success, share of the bits, seconds."""
     reached = 0.0 if result["success"] else result["best_share"]
     return result["success"], reached, -result["seconds"]
 
@@ -231,7 +251,7 @@ def _compared(photo: dict[str, Any], report: dict[str, Any]) -> bool:
 
 
 def _by_share(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Median ratio of the seconds to each share of the bits that ours reached, and how many of them are bounds."""
+    """Median ratio of the seconds to each share of the bits that this library reaches, and how many are bounds."""
     table = {}
     for level in map("{:g}".format, LEVELS):
         found = [(a, b["seconds_to_share"][level]) for a, b in pairs if level in b["seconds_to_share"]]
@@ -275,7 +295,7 @@ def _table(report: dict[str, Any]) -> str:
     row("peak memory, MB", [f"{report[n]['peak_megabytes'] or math.nan:.0f}" for n in loops])
     for part in PARTS:
         row(f"  {part}", [f"{report[n]['breakdown'][part]:.3f}" for n in loops])
-    lines.append(f"overhead beside UNet, VAE and extractor: {100 * report['overhead']:.1f} %")
+    lines.append(f"overhead over UNet, VAE and extractor: {100 * report['overhead']:.1f} %")
     if "speedup_to_success" in report:
         bound = "at least " if report["speedup_is_at_least"] else ""
         value = f"{bound}{report['speedup_to_success']:.1f} x" if report["speedup_is_valid"] else "no success of ours"

@@ -1,4 +1,4 @@
-"""From readings to figures: rates, intervals by photo, worst photos."""
+"""Statistics of readings: rates, intervals by photo, worst photos."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..detection import match_log10_p
-from ..keys import Key
-from ..message import SIZES, decode
+from ..extractors.reading import match_log10_p
+from ..payload.keys import Key
+from ..payload.message import SIZES, decode
 from .systems import Outcome
 
 __all__ = ["FPRS", "bootstrap", "by_photo", "interval", "judge", "positive", "present", "summary", "worst"]

@@ -1,8 +1,8 @@
-"""Where the time goes: forward and backward passes by part, without a gap.
+"""Time of forward and backward passes by part, without gaps.
 
 At every moment one part is running. A timed call marks its tensor inputs and outputs by identity functions; in the
-backward pass the gradient meets the mark of the outputs first and that of the inputs last, so that between them the
-part runs backwards. What a checkpoint computes again inside of the backward pass is counted apart. Recording attention
+backward pass the gradient reaches that of the outputs first and that of the inputs last, so the backward pass of the
+part runs between them. Recomputation by checkpoints inside the backward pass is counted separately. Recording attention
 maps belongs to the UNet, comparing them to the rest.
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ..attacks import ATTACKS
+from ..diffusion.model import AttentionControl, AttentionMaps, Autoencoder, Conditioning, DiffusionModel
 from ..extractors.base import Extractor
-from ..geometry import Geometry
-from ..model import AttentionControl, AttentionMaps, Autoencoder, Conditioning, DiffusionModel
+from ..imaging.geometry import Geometry
 
 __all__ = ["PARTS", "Stopwatch", "TimedAutoencoder", "TimedExtractor", "TimedModel", "clock_of"]
 
@@ -32,7 +32,7 @@ PARTS = (UNET, VAE, EXTRACTOR, ATTACK, OPTIMISER, AGAIN, REST)
 
 
 def clock_of(cpu_time: bool) -> Callable[[], float]:
-    """What tells the time: of the wall, or of this process alone."""
+    """The clock: wall time, or CPU time of this process."""
     return time.process_time if cpu_time else time.perf_counter
 
 
@@ -54,13 +54,13 @@ class Stopwatch:
         self._part, self._since = REST, self._time()
 
     def start(self) -> None:
-        """Forget everything and begin with the rest."""
+        """Reset all times; the current part is the rest."""
         self.seconds.clear()
         self.change(REST)
         self.seconds.clear()
 
     def change(self, part: str) -> str:
-        """From now on `part` is running; returns the one that was."""
+        """Make `part` the running part; returns the previous part."""
         if self._cuda:
             torch.cuda.synchronize()
         now = self._time()
@@ -82,7 +82,7 @@ class Stopwatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Time attacks and optimisers as well, for as long as the context lasts."""
+        """Context in which the time of attacks and optimisers is measured as well."""
         kinds = dict(ATTACKS)
         for name, kind in kinds.items():
             ATTACKS[name] = replace(kind, function=self._timed(kind.function))
@@ -102,7 +102,7 @@ class Stopwatch:
 
 
 class _Mark(torch.autograd.Function):
-    """Identity; when the gradient passes, the part changes."""
+    """An identity function that changes the running part in the backward pass."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, watch: Stopwatch, part: str) -> Tensor:
@@ -136,7 +136,7 @@ class TimedModel(DiffusionModel):
 
     def __init__(self, model: DiffusionModel, watch: Stopwatch) -> None:
         self._model, self._watch = model, watch
-        self.name, self.sigmas, self.flow = model.name, model.sigmas, model.flow
+        self.name, self.sigmas = model.name, model.sigmas
 
     def denoise(
         self,

@@ -1,8 +1,7 @@
-"""What is benchmarked: something that marks a photo with bits and reads bits from a picture."""
+"""The systems of a benchmark: each marks a photo with bits and reads bits from an image."""
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from .. import __version__
 from ..extractors.base import Extractor
-from ..extractors.keyed import KeyedExtractor
 from ..mini import Mini
-from ..optimise import Settings
 from ..pipeline import embed
+from ..stages.limits import limits
+from ..stages.noise_optimisation import Settings
 from .photos import Photo
 
 __all__ = ["Onrw", "Outcome", "System"]
@@ -24,7 +23,7 @@ __all__ = ["Onrw", "Outcome", "System"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a system read from one picture.
+    """The reading of one image by a system.
 
     Attributes:
         bits: (k,) of 0/1; None where the system gave up.
@@ -56,7 +55,7 @@ class System(ABC):
 
     @abstractmethod
     def mark(self, photo: Photo, bits: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        """The marked picture (3, H, W) in multiples of 1/255, and further facts to note."""
+        """The marked image (3, H, W) in multiples of 1/255, and further facts to note."""
 
     @abstractmethod
     def read(self, image: Tensor, original_size: tuple[int, int]) -> Outcome:
@@ -94,6 +93,7 @@ class Onrw(System):
         self.num_bits = self.extractor.num_bits
 
     def settings(self) -> dict[str, Any]:
+        quality = self.settings_.quality
         return {
             "system": "onrw",
             "version": __version__,
@@ -103,6 +103,7 @@ class Onrw(System):
             "model": f"{self.mini.model.name} {self.mini.autoencoder.name}",
             "size": self.size,
             "settings": asdict(self.settings_),
+            "limits": None if quality is None else asdict(limits(quality)),
         } | ({} if self.like is None else {"psnr_of": self.like.settings()})
 
     def mark(self, photo: Photo, bits: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
@@ -124,12 +125,7 @@ class Onrw(System):
         return marked.image.cpu(), {"iterations": marked.iterations}
 
     def read(self, image: Tensor, original_size: tuple[int, int]) -> Outcome:
-        start = time.perf_counter()
-        if isinstance(self.extractor, KeyedExtractor):
-            reading = self.extractor.read(image)
-            logits = reading.logits if reading.detected else self.extractor.guess(reading)
-            seconds = time.perf_counter() - start
-            return Outcome((logits > 0).long(), logits, reading.log10_p, seconds)
-        with torch.no_grad():
-            logits = self.extractor.logits(image[None].to(self.device))[0].cpu()
-        return Outcome((logits > 0).long(), logits, None, time.perf_counter() - start)
+        reading = self.extractor.read(image)
+        # Without a sync pattern presence is the message's, which is judged apart.
+        presence = None if reading.geometry is None else reading.log10_p
+        return Outcome(reading.bits, reading.logits, presence, reading.seconds)

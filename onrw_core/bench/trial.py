@@ -1,8 +1,7 @@
-"""One photo through one loop, ours or the published one: until it holds, or for some iterations by part."""
+"""One photo in one loop, of this library or published: the time until success, or the time of each part."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,33 +10,56 @@ import torch
 from torch import Tensor
 
 from ..attacks import training_mix
-from ..commands.models import Loaded
-from ..constrained import original_branch
+from ..diffusion.model import Conditioning
 from ..extractors.base import Extractor
-from ..inversion import invert
-from ..inversion import run as last_of
-from ..metrics import psnr
-from ..model import Conditioning
-from ..optimise import Settings, optimise
-from ..pipeline import working_image
-from ..trajectory import Inversion
+from ..imaging.metrics import psnr
+from ..models import Loaded
+from ..stages.constrained_denoising import original_branch
+from ..stages.inversion import invert
+from ..stages.inversion_record import Inversion
+from ..stages.noise_optimisation import Objective, Settings, optimise
+from ..stages.progress import result_of
+from ..stages.working_image import padded, working_image
 from .cache import generator_for
 from .memory import peak_memory
 from .photos import Photo
 from .published import published_loop
 from .stopwatch import PARTS, Stopwatch, TimedAutoencoder, TimedExtractor, TimedModel, clock_of
 
-__all__ = ["LEVELS", "Job", "Parts", "parts_of", "until_success"]
+__all__ = ["LEVELS", "Conditions", "Job", "Parts", "parts_of", "until_success"]
 
-CHECKS = 16  # random attacks that the picture is read after
+CHECKS = 16  # random attacks after which the image is read
 CHECK_SHARE = 4  # how often it is looked: after one of so many iterations as there were so far, each up to the 7th
 LEVELS = (0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 PSNR_TOLERANCE = 0.1  # dB
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions that are the same for every photo and for both loops.
+
+    Attributes:
+        size: The working size, in pixels.
+        device: Where the loops run.
+        seed: Of all random draws.
+        required: Share of the bits that is success.
+        iterations: A fixed number for both loops, without looking for success; None until success.
+        breakdown_iterations: Iterations whose parts are timed.
+        cpu_time: Count CPU instead of wall time.
+    """
+
+    size: int
+    device: str
+    seed: int
+    required: float
+    iterations: int | None
+    breakdown_iterations: int
+    cpu_time: bool
+
+
 @dataclass
 class Job:
-    """One photo on the bench.
+    """One photo and its inputs for both loops.
 
     Attributes:
         photo: What is marked.
@@ -45,7 +67,7 @@ class Job:
         extractor: The reader.
         settings: Of our loop; composition and target hold for both.
         bits: The message.
-        args: The command line.
+        conditions: See `Conditions`.
     """
 
     photo: Photo
@@ -53,32 +75,32 @@ class Job:
     extractor: Extractor
     settings: Settings
     bits: Tensor
-    args: argparse.Namespace
+    conditions: Conditions
 
     def __post_init__(self) -> None:
-        working, padded = working_image(self.photo.image, self.args.size)
-        self.image, self.padded = working.to(self.args.device), padded.to(self.args.device)
+        self.image = working_image(self.photo.image, self.conditions.size).to(self.conditions.device)
 
     def inverted(self, s: Settings) -> Inversion:
         """The photo's inversion on the path of settings `s`, made anew."""
         model, autoencoder, encode = self.loaded.model, self.loaded.autoencoder, self.loaded.encode
         with torch.no_grad():
-            latent = autoencoder.encode(self.padded)
+            latent = autoencoder.encode(padded(self.image))
         positive: Conditioning = encode(self.photo.prompt)
         states = invert(model, latent, positive, encode(""), steps=s.steps, start_sigma=s.start_sigma,
                         guidance=s.guidance, method=s.method)  # fmt: skip
-        return last_of(states)
+        return result_of(states)
 
     def ours(self, inversion: Inversion, iterations: int) -> Iterator[Tensor]:
         """Our loop, without an early stop of its own."""
         settings = self.settings.with_(patience=iterations)
-        if self.args.iterations:
+        if self.conditions.iterations:
             settings = settings.with_(iterations=iterations)
         model, autoencoder = self.loaded.model, self.loaded.autoencoder
         original = original_branch(model, autoencoder, inversion, settings.constraint)
-        states = optimise(model, autoencoder, inversion, self.image, self.extractor, self.bits, settings,
-                          generator=self._generator("ours"), original=original)  # fmt: skip
-        for state in states:
+        objective = Objective(
+            model, autoencoder, inversion, self.image, self.extractor, self.bits, settings, original=original
+        )
+        for state in optimise(objective, generator=self._generator("ours")):
             yield state.image
 
     def published(self, inversion: Inversion, learning_rate: float) -> Iterator[Tensor]:
@@ -99,7 +121,7 @@ class Job:
     def share(self, marked: Tensor, at_least: float = 0.0) -> float:
         """Share of the bits that are read after the fixed attacks.
 
-        0 if the picture misses the target PSNR, and as soon as it is clear that the share is not `at_least`.
+        0 if the image misses the target PSNR, and as soon as it is clear that the share is not `at_least`.
         """
         if psnr(marked, self.image) < self.settings.target_psnr - PSNR_TOLERANCE:
             return 0.0
@@ -107,7 +129,7 @@ class Job:
         count = CHECKS * len(expected)
         with torch.no_grad():
             for i, attack in enumerate(training_mix().draw(self._generator("checks"), CHECKS)):
-                attacked = attack(marked, generator_for(self.args.seed, "check", i))
+                attacked = attack(marked, generator_for(self.conditions.seed, "check", i))
                 read = self.extractor.logits(attacked.images, attacked.geometry)[0] > 0
                 wrong += int((read != expected).sum())
                 if 1 - wrong / count < at_least:
@@ -115,54 +137,54 @@ class Job:
         return 1 - wrong / count
 
     def on(self, watch: Stopwatch) -> Job:
-        """The same job with its parts on a stopwatch."""
+        """The same job, with the time of each part measured."""
         model, autoencoder = self.loaded.model, self.loaded.autoencoder
         timed = Loaded(TimedModel(model, watch), TimedAutoencoder(autoencoder, watch), self.loaded.encode)
-        return Job(self.photo, timed, TimedExtractor(self.extractor, watch), self.settings, self.bits, self.args)
+        return Job(self.photo, timed, TimedExtractor(self.extractor, watch), self.settings, self.bits, self.conditions)
 
     def _generator(self, purpose: str) -> torch.Generator:
-        return generator_for(self.args.seed, self.photo.name, purpose)
+        return generator_for(self.conditions.seed, self.photo.name, purpose)
 
 
 def until_success(
     job: Job, settings: Settings, learning_rate: float | None, cap_iterations: int, cap_seconds: float
 ) -> dict[str, Any]:
-    """Run a loop (ours without a learning rate) until success, or a cap.
+    """Run a loop (this library's without a learning rate) until success, or a cap.
 
     Args:
         job: The photo.
         settings: The loop's path: inversion, start sigma, steps, guidance.
         learning_rate: Of the published loop.
-        cap_iterations: Most iterations; reached exactly where the command line fixes their number.
+        cap_iterations: Most iterations; reached exactly where the conditions fix their number.
         cap_seconds: After which no further iteration is begun.
     """
-    args = job.args
+    conditions = job.conditions
     iterations, success, finite, best, first = 0, False, True, 0.0, 0.0
     levels: dict[str, float] = {}
-    with peak_memory(args.device) as peak:
-        clock = _Clock(args.device, args.cpu_time)
+    with peak_memory(conditions.device) as peak:
+        clock = _Clock(conditions.device, conditions.cpu_time)
         inversion = job.inverted(settings)
         if learning_rate is None:
-            pictures = job.ours(inversion, cap_iterations)
+            images = job.ours(inversion, cap_iterations)
         else:
-            pictures = job.published(inversion, learning_rate)
-        for marked in pictures:
+            images = job.published(inversion, learning_rate)
+        for marked in images:
             iterations += 1
             seconds = clock.seconds()
             first = seconds if iterations == 1 else first
             finite = finite and bool(torch.isfinite(marked).all())
             last = iterations >= cap_iterations or seconds >= cap_seconds
-            if not args.iterations and (last or iterations % max(1, iterations // CHECK_SHARE) == 0):
+            if not conditions.iterations and (last or iterations % max(1, iterations // CHECK_SHARE) == 0):
                 with clock.paused():
                     open_levels = [level for level in LEVELS if f"{level:g}" not in levels]
-                    share = job.share(marked, 0.0 if last else min(args.required, *open_levels, 1.0))
-                best, success = max(best, share), share >= args.required
+                    share = job.share(marked, 0.0 if last else min(conditions.required, *open_levels, 1.0))
+                best, success = max(best, share), share >= conditions.required
                 for level in LEVELS:
                     if share >= level:
                         levels.setdefault(f"{level:g}", seconds)
             if success or last:
                 break
-        pictures.close()
+        images.close()
     return {
         "photo": job.photo.name,
         "success": success,
@@ -216,25 +238,25 @@ class Parts:
 
 
 def parts_of(job: Job, settings: Settings, learning_rate: float | None) -> Parts:
-    """Where the time of a loop goes; see `until_success`."""
-    count = job.args.breakdown_iterations
-    watch = Stopwatch(job.args.device, job.args.cpu_time)
+    """Time of a loop by part; see `until_success`."""
+    count = job.conditions.breakdown_iterations
+    watch = Stopwatch(job.conditions.device, job.conditions.cpu_time)
     timed = job.on(watch)
     with watch.watching():
         watch.start()
         inversion = timed.inverted(settings)
         if learning_rate is None:
-            pictures = timed.ours(inversion, count + 1)
+            images = timed.ours(inversion, count + 1)
         else:
-            pictures = timed.published(inversion, learning_rate)
-        next(pictures)
+            images = timed.published(inversion, learning_rate)
+        next(images)
         watch.change(PARTS[-1])
         start = dict(watch.seconds)
         watch.start()
         for _ in range(count):
-            next(pictures)
+            next(images)
         watch.change(PARTS[-1])
-    pictures.close()
+    images.close()
     return Parts(
         {part: start.get(part, 0.0) for part in PARTS}, {part: watch.seconds.get(part, 0.0) / count for part in PARTS}
     )

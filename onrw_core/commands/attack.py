@@ -1,11 +1,13 @@
-"""``onrw attack``: do to photos what happens to photos."""
+"""``onrw attack``: apply attacks (crop, rotation, JPEG, ...) to photos."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from .common import add_overwrite, number, plan, run_batch, say
+from .common import add_overwrite, number, run_batch
+from .folders import plan
+from .output import say
 
 __all__ = ["add_arguments", "run"]
 
@@ -18,7 +20,8 @@ class List(argparse.Action):
 
         for name, kind in ATTACKS.items():
             strength = f"={kind.default:g} ({kind.low:g} to {kind.high:g}, {kind.unit})" if kind.unit else ""
-            say(f"{name}{strength}\n    {kind.description}")
+            say(f"{name}{strength}")
+            say(f"    {kind.description}")
         parser.exit()
 
 
@@ -30,27 +33,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="NAME[=STRENGTH]",
-        help="what to do; may be given several times, done in this order",
+        help="an attack; may be given several times, applied in this order",
     )
     parser.add_argument("--list", action=List, nargs=0, help="list the attacks and their strengths")
-    parser.add_argument("--seed", type=number(int, 0, 2**53), default=0, metavar="S", help="random draws (default: 0)")
+    parser.add_argument(
+        "--seed", type=number(int, 0, 2**53), default=0, metavar="S", help="seed of the random draws (default: 0)"
+    )
     add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    jobs = plan(arguments.inputs, arguments.output, arguments.overwrite)
+    planned = plan(arguments.inputs, arguments.output, arguments.overwrite, suffix=".png")
 
     import torch
 
-    from .. import images
     from ..attacks import chain, parse
+    from ..imaging import files as images
 
     attack = chain([parse(text) for text in arguments.attack])
 
-    def apply(job: tuple[Path, Path]) -> None:
+    def apply(job: tuple[Path, Path], place: str) -> None:
         source, result = job
         attacked = attack(images.load(source).rgb[None], torch.Generator().manual_seed(arguments.seed)).images[0]
         images.save(result, attacked, overwrite=arguments.overwrite)
-        say(f"{source} -> {result}: {attack}, {attacked.shape[-1]}x{attacked.shape[-2]}")
+        say(f"{place}{source} -> {result}: {attack}, {attacked.shape[-1]}x{attacked.shape[-2]}")
 
-    return run_batch(jobs, apply, name=lambda job: job[0])
+    return run_batch(planned.jobs, apply, name=lambda job: job[0], refused=planned.refused)

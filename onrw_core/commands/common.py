@@ -1,23 +1,24 @@
-"""What the commands share: keys, where results go, batches, progress."""
+"""Functions shared by the commands: keys, batches, progress."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import errno
 import logging
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any
 
-from ..cli import BAD_INPUT, OK, SOME_FAILED
-from ..keys import ENVIRONMENT, Key
+from ..payload.keys import ENVIRONMENT, Key
+from .cli import BAD_INPUT, NOT_READABLE, OK, SOME_FAILED
+from .output import complain, one_line
 
 if TYPE_CHECKING:
-    from ..inversion import InversionState
-    from ..optimise import State
+    from ..stages.inversion import InversionState
+    from ..stages.noise_optimisation import State
 
 __all__ = [
     "Batch",
@@ -25,28 +26,26 @@ __all__ = [
     "add_fpr",
     "add_key",
     "add_overwrite",
-    "expand",
-    "json_line",
+    "add_verbose",
     "load_key",
-    "plan",
     "number",
     "p_value",
     "run_batch",
-    "say",
 ]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-LOSSLESS = ".png"  # what is written into folders
+# Errors of the disk, after which no other result can be written either.
+FULL = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+SQLITE_FULL = 13
 
 log = logging.getLogger(__name__)
 
 
 def add_key(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--key", metavar="FILE", help=f"key file; else the variable {ENVIRONMENT} holds its text")
+    parser.add_argument("--key", metavar="FILE", help=f"key file (default: the key in the variable {ENVIRONMENT})")
 
 
 def add_fpr(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fpr", type=_rate, default=1e-6, metavar="P", help="rate of false alarms (default: 1e-6)")
+    parser.add_argument("--fpr", type=_rate, default=1e-6, metavar="P", help="false-positive rate (default: 1e-6)")
 
 
 def _rate(text: str) -> float:
@@ -55,7 +54,7 @@ def _rate(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a rate of false alarms lies between 0 and 1, e.g. 1e-6")
+        raise argparse.ArgumentTypeError(f"{text!r}: a false-positive rate lies between 0 and 1, e.g. 1e-6")
     return value
 
 
@@ -65,14 +64,18 @@ def load_key(path: str | None) -> Key:
         return Key.load(path)
     if ENVIRONMENT not in os.environ:
         raise ValueError(
-            f"no key: give --key FILE, or the file's line in the environment variable {ENVIRONMENT}; "
+            f"no key: give --key FILE, or the text of the file in the environment variable {ENVIRONMENT}; "
             "`onrw key new -o FILE` makes one"
         )
     return Key.from_environment()
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist, the input included")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files, the input included")
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="print the raw bits as well")
 
 
 def number(kind: type, low: float, high: float) -> Callable[[str], float]:
@@ -90,128 +93,107 @@ def number(kind: type, low: float, high: float) -> Callable[[str], float]:
     return convert
 
 
-def expand(inputs: Iterable[str]) -> list[Path]:
-    """Files as they are, folders as the images that lie in them, sorted.
+def run_batch(
+    items: Iterable,
+    work: Callable[[Any, str], None],
+    name: Callable[..., Path],
+    total: int | None = None,
+    refused: Sequence[tuple[Path, ValueError]] = (),
+) -> int:
+    """Call `work` for each item; an item that fails is reported, and the others are processed.
 
-    Raises:
-        ValueError: If a folder holds no image.
-    """
-    files: list[Path] = []
-    for path in map(Path, inputs):
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(f"folder {path}: no image in it ({', '.join(SUFFIXES)})")
-        files += found
-    return files
-
-
-def plan(
-    inputs: Sequence[str], output: str, overwrite: bool, expected: Callable[[Path], bool] = lambda result: False
-) -> list[tuple[Path, Path]]:
-    """Which file goes where, checked before any work is done.
-
-    One file goes to the file `output`; several, a folder's, or any when `output` is a folder or ends with a slash, go
-    into that folder as PNG files of the same name. The folder is made.
+    Errors that are not due to bad input, such as too little memory, do not stop the others either; their traceback is
+    shown.
 
     Args:
-        inputs, output, overwrite: Of the command.
-        expected: Whether a result may be there already.
-
-    Raises:
-        ValueError: If something would be overwritten, or cannot be written.
-    """
-    files, target = expand(inputs), Path(output)
-    many = len(files) > 1 or any(Path(path).is_dir() for path in inputs)
-    if many or target.is_dir() or output.endswith(("/", os.sep)):
-        if target.exists() and not target.is_dir():
-            raise ValueError(f"output {target}: is a file, and {len(files)} pictures need a folder")
-        jobs = [(file, target / (file.stem + LOSSLESS)) for file in files]
-    else:
-        jobs = [(files[0], target)]
-    seen: dict[Path, Path] = {}
-    for file, result in jobs:
-        if result.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"output {result}: unknown kind of file; end its name in one of {', '.join(SUFFIXES)}")
-        if result in seen:
-            raise ValueError(f"{seen[result]} and {file} would both become {result}; mark them in two runs")
-        seen[result] = file
-        if result.exists() and not overwrite and not expected(result):
-            what = "is the input itself" if file.exists() and result.samefile(file) else "exists"
-            raise ValueError(f"output {result}: {what}; name another, or give --overwrite")
-    if jobs[0][1] is not target:
-        target.mkdir(parents=True, exist_ok=True)
-    folder = jobs[0][1].parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"output {jobs[0][1]}: cannot be written, {folder} is no folder that you can write to")
-    return jobs
-
-
-def run_batch(items: Iterable, work: Callable, name: Callable[..., Path], total: int | None = None) -> int:
-    """Do `work` for each item; a bad one is named and the others are done all the same.
-
-    What is no bad input but a defect, or too little memory, does not stop the others either; its traceback is shown.
-
-    Args:
-        items: What to do.
-        work: Takes an item.
-        name: The file of an item.
-        total: How many items there are; None where they know themselves.
+        items: The items.
+        work: Called with an item and its place, see `Batch.place`.
+        name: Item -> its file.
+        total: Number of items; None to count them first.
+        refused: Files that are not processed, with the reason; see `folders.Plan`.
 
     Returns:
         The exit code: 0 all done, 1 some, 2 none.
     """
-    batch = Batch(len(items) if total is None else total)
+    if total is None:
+        items = list(items)
+        total = len(items)
+    batch = Batch(total + len(refused))
+    for file, error in refused:
+        batch.place()
+        batch.failed(file, error)
     for item in items:
+        place = batch.place()
         try:
-            work(item)
+            work(item, place)
         except Exception as error:
             batch.failed(name(item), error)
     return batch.code
 
 
 class Batch:
-    """What came of many files.
+    """Counts of a batch of files.
 
     Attributes:
-        total: How many there are.
-        failures: How many of them failed.
-        skipped: How many were done before.
+        total: Number of files.
+        failures: Number of failed files.
+        skipped: Number of files done in an earlier run.
+        unreadable: Number of written files whose watermark cannot be read.
     """
 
     def __init__(self, total: int) -> None:
-        self.total, self.failures, self.skipped = total, 0, 0
+        self.total, self.failures, self.skipped, self.unreadable = total, 0, 0, 0
+        self._number = 0
+
+    def place(self) -> str:
+        """The place of the next file among all, such as "2 of 7: "; empty for a single file."""
+        self._number += 1
+        return "" if self.total == 1 else f"{self._number} of {self.total}: "
 
     def failed(self, file: Path, error: Exception) -> None:
-        """Name a file that failed, with the traceback where that is due to no bad input."""
+        """Report a file that failed, with the traceback unless the input is to blame.
+
+        Raises:
+            OSError: The disk is full or read-only, so that all other files would fail as well.
+        """
+        if _disk_is_full(error):
+            raise OSError(
+                f"{error}; stopped, since no other result can be written; make room and repeat the command"
+            ) from error
         if not isinstance(error, (ValueError, OSError)):
             log.error("unexpected:", exc_info=error)
         self.failures += 1
         text = str(error) or type(error).__name__
-        print(f"onrw: error: {text if str(file) in text else f'{file}: {text}'}", file=sys.stderr)
+        complain(text if str(file) in text else f"{file}: {text}")
 
     @property
     def code(self) -> int:
-        """The exit code: 0 all done, 1 some, 2 none."""
+        """The exit code: 0 all done, 1 some, 2 none, 3 all written, but not all watermarks can be read."""
         if not self.failures:
-            return OK
+            return NOT_READABLE if self.unreadable else OK
         return SOME_FAILED if self.failures < self.total else BAD_INPUT
 
 
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL or getattr(error, "sqlite_errorcode", 0) == SQLITE_FULL:
+            return True
+        error = error.__cause__
+    return False
+
+
 class Progress:
-    """A progress bar of marking one photo, on stderr and silent where that is no terminal.
+    """A progress bar for one photo, on stderr if that is a terminal.
 
     Args:
-        label: What is marked.
+        label: Name of the photo.
     """
 
     def __init__(self, label: str) -> None:
         from tqdm import tqdm
 
-        self.label = label
-        self.bar = tqdm(desc=label, disable=None, leave=False, file=sys.stderr)
+        self.label = one_line(label)
+        self.bar = tqdm(desc=self.label, disable=None, leave=False, file=sys.stderr)
 
     def __enter__(self) -> Progress:
         return self
@@ -220,13 +202,21 @@ class Progress:
         self.bar.close()
 
     def inversion(self, state: InversionState) -> None:
-        """A step of the inversion; with null-text it takes as long as the rest."""
+        """Show a step of the inversion."""
         self._to(f"{self.label}: inversion", state.step, state.total)
 
     def optimisation(self, state: State) -> None:
-        """An iteration of the optimisation."""
+        """Show an iteration of the optimisation."""
         self.bar.set_postfix(bits=f"{state.bit_accuracy:.1%}", psnr=f"{state.psnr:.1f}", refresh=False)
         self._to(self.label, state.iteration, state.total)
+
+    def frame(self, number: int) -> None:
+        """Show the number of marked frames of a video, whose total is not known."""
+        self.bar.set_postfix(refresh=False)
+        self.bar.total = None
+        self.bar.set_description(f"{self.label}: frames", refresh=False)
+        self.bar.n = number
+        self.bar.refresh()
 
     def _to(self, label: str, done: int, total: int) -> None:
         if done < self.bar.n:  # another stage
@@ -236,18 +226,6 @@ class Progress:
         self.bar.update(done - self.bar.n)
 
 
-def json_line(*, to: TextIO | None = None, **fields) -> None:
-    """One JSON object on a line of its own, on stdout or `to`; what is not finite (PSNR of equal pictures) is null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
-    }
-    print(json.dumps(finite, ensure_ascii=False, allow_nan=False), file=to, flush=True)
-
-
 def p_value(log10_p: float) -> str:
-    """A p-value in words: "p = 0.31" or "p = 1e-12"."""
+    """A p-value as text: "p = 0.31" or "p = 1e-12"."""
     return f"p = {10**log10_p:.2g}" if log10_p > -3 else f"p = 1e{log10_p:.0f}"
-
-
-def say(text: str, to: TextIO | None = None) -> None:
-    print(text, file=to, flush=True)

@@ -1,11 +1,11 @@
-"""``onrw convert``: others' decoders as safetensors."""
+"""``onrw convert``: third-party decoders to safetensors."""
 
 from __future__ import annotations
 
 import argparse
 
-from .common import say
 from .decoders import add_torchscript
+from .output import say
 
 __all__ = ["add_arguments", "run"]
 
@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         metavar="IN",
-        help="state dict of a HiDDeN or Stable Signature decoder, such a decoder as TorchScript, RivaGAN's .onnx, or "
-        "rivagan for the one of the package invisible-watermark",
+        help="state dict of a HiDDeN or Stable Signature decoder, the same as TorchScript, RivaGAN's .onnx, or "
+        "rivagan for the decoder of the package invisible-watermark",
     )
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help=".safetensors file; never overwritten")
     add_torchscript(parser)

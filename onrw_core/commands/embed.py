@@ -7,139 +7,264 @@ import hashlib
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from .common import Batch, Progress, add_key, add_overwrite, json_line, load_key, number, p_value, plan, say
-from .decoders import add_extractor, load_decoder, optional_key
-from .models import add_device, add_model, chosen_device, load_model
+from ..extractors import LABELS, NO_LABEL
+from ..models import load_model
+from .common import Batch, Progress, add_key, add_overwrite, add_verbose, number, p_value
+from .decoders import add_extractor, load_reader, reader_key
+from .folders import KEEP, plan
+from .models import add_device, add_model, chosen_device
+from .output import json_line, say
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..extractors.base import Extractor
-    from ..folder import Job, Outcome
-    from ..keys import Key
-    from ..message import Message
-    from ..registry import Registry
-    from .marker import Marker, Photo, Result
+    from ..payload.keys import Key
+    from ..payload.message import Message
+    from ..payload.registry import Registry
+    from .journal import Job, Outcome
+    from .marker import Marker, Mask, Photo, Result, Source
 
 __all__ = ["MIXES", "PRESETS", "add_arguments", "make_marker", "run"]
 
-PRESETS = ("fast", "paper", "reference")
+PRESETS = ("fast", "quick", "paper", "reference")
+SUFFIXES = {KEEP: KEEP, "png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+REMEDY = "allow more --iterations, a lower --quality or a larger --mask"
 MIXES = ("all", "regeneration", "upright", "geometric", "values", "none")
 
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="photos, or folders of them")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="photos, or folders of them; or videos")
     parser.add_argument(
-        "-o", "--output", metavar="OUT|DIR", required=True, help="marked photo, or a folder for PNG files"
+        "-o", "--output", metavar="OUT|DIR", required=True, help="marked photo or video, or folder of the results"
     )
     add_key(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--text", metavar="T", help="a short text: up to 10 ASCII characters or 9 bytes of UTF-8")
     what.add_argument(
-        "--id", metavar="HEX", help="a hexadecimal id: 6 digits in 48 bits, up to 18 (default: each photo's own)"
+        "--id",
+        metavar="HEX",
+        help="a hexadecimal id: 6 digits in 48 bits, up to 18 (default: a different random id for each photo)",
     )
-    what.add_argument("--bits", metavar="0101...", help="raw bits: 32, 48, 64, 96 or 128 of them")
-    parser.add_argument("--preset", choices=PRESETS, default="fast", help="how much is done (default: fast)")
-    parser.add_argument(
-        "--target-psnr", type=number(float, 20, 60), default=42.0, metavar="DB", help="quality (default: 42)"
+    what.add_argument("--bits", metavar="0101...", help="raw bits: 32, 48, 64, 96 or 128 digits 0 and 1")
+    parser.add_argument("--preset", choices=PRESETS, default="fast", help="settings of the method (default: fast)")
+    how_visible = parser.add_mutually_exclusive_group()
+    how_visible.add_argument(
+        "--quality",
+        type=number(float, 30, 98),
+        metavar="Q",
+        help="SSIMULACRA2 score of the marked photo: 90 (default) is visually lossless, 70 high quality",
+    )
+    how_visible.add_argument(
+        "--target-psnr",
+        type=number(float, 20, 60),
+        metavar="DB",
+        help="PSNR in dB of the marked photo, used instead of --quality (default for third-party decoders: 42)",
     )
     parser.add_argument(
-        "--iterations", type=number(int, 1, 10000), metavar="N", help="steps at most (default: preset's)"
+        "--spare",
+        action="store_true",
+        help="raise the quality above --quality where all attacks are still survived with a margin; takes longer",
+    )
+    parser.add_argument(
+        "--iterations",
+        type=number(int, 1, 10000),
+        metavar="N",
+        help="largest number of optimisation steps (default: as the preset)",
     )
     parser.add_argument(
         "--mix",
         choices=MIXES,
-        help="attacks that the mark learns to survive; with regeneration, all and models that make the picture anew, "
-        "which takes longer (default: the preset's, all; upright for --extractor)",
+        help="attacks that the watermark is optimised against; regeneration: all attacks, and regeneration of the "
+        "photo by a model, which takes longer (default: all; upright for third-party decoders)",
     )
     parser.add_argument(
-        "--prompt", default="", metavar="P", help="what the photo shows, for the model (default: nothing)"
+        "--label",
+        choices=LABELS,
+        default=NO_LABEL,
+        help="public label of a keyed watermark, which everybody can read with `onrw detect`, write and remove "
+        "(default: none)",
+    )
+    parser.add_argument(
+        "--no-public",
+        action="store_true",
+        help="embed no public layer: only the key detects the watermark, and not after rotation or scaling",
+    )
+    parser.add_argument(
+        "--write-label",
+        action="store_true",
+        help="state the label in the metadata of the file as well (Digital Source Type, in XMP)",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="mark photos again that carry a watermark of this key already"
+    )
+    parser.add_argument(
+        "--prompt", default="", metavar="P", help="text that describes the photo, for the model (default: empty)"
     )
     add_model(parser)
     add_device(parser)
     add_extractor(parser)
     parser.add_argument(
-        "--size", type=number(int, 64, 4096), default=512, metavar="N", help="working size of the shorter side (512)"
+        "--size",
+        type=number(int, 64, 4096),
+        default=512,
+        metavar="N",
+        help="working size of the shorter side, in pixels (default: 512)",
     )
-    parser.add_argument("--mask", metavar="FILE", help="picture that is white where the mark may lie")
-    parser.add_argument("--seed", type=number(int, 0, 2**53), default=0, metavar="S", help="random draws (default: 0)")
-    parser.add_argument("--registry", metavar="FILE", help="note ids in this file (made if missing); see `onrw lookup`")
-    parser.add_argument("--note", default="", metavar="T", help="what to note beside the id in the registry")
+    parser.add_argument("--mask", metavar="FILE", help="image that is white where the photo may be marked")
     parser.add_argument(
-        "--ray", metavar="ADDRESS|local", help="mark on the Ray cluster there, or on one of this machine's own"
-    )
-    parser.add_argument(
-        "--workers", type=number(int, 1, 10000), metavar="N", help="of the cluster (default: one per GPU, or by cores)"
+        "--seed", type=number(int, 0, 2**53), default=0, metavar="S", help="seed of all random draws (default: 0)"
     )
     parser.add_argument(
-        "--threads", type=number(int, 1, 1024), metavar="N", help="of each worker, or of this process without --ray"
+        "--registry", metavar="FILE", help="registry file for the ids (created if missing); see `onrw lookup`"
+    )
+    parser.add_argument("--note", default="", metavar="T", help="text to store with the id in the registry")
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS|local",
+        help="mark on the Ray cluster at this address, or on a local cluster on this machine",
+    )
+    parser.add_argument(
+        "--workers",
+        type=number(int, 1, 10000),
+        metavar="N",
+        help="number of workers of the cluster (default: one per GPU, or by cores)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=number(int, 1, 1024),
+        metavar="N",
+        help="CPU threads of each worker, or of this process without --ray",
+    )
+    parser.add_argument(
+        "--format",
+        choices=SUFFIXES,
+        default=KEEP,
+        help="file format of the results in a folder (default: that of each photo; PNG for GIF, AVIF, palettes and "
+        "CMYK)",
+    )
+    parser.add_argument(
+        "--crf",
+        type=number(int, 0, 51),
+        default=18,
+        metavar="N",
+        help="of videos: constant rate factor of the encoder, lower is better and larger (default: 18)",
     )
     add_overwrite(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_verbose(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.ray is None and arguments.workers is not None:
-        raise ValueError("--workers: is for a cluster; give --ray local for one of this machine's own")
+        raise ValueError("--workers: needs a cluster; add --ray local for a cluster on this machine")
 
-    from .. import images
-    from ..folder import Journal, attempt, finish_all, local
-    from .marker import load_mask
+    from ..imaging import files as images
+    from ..imaging.atomic import remove_abandoned
+    from ..imaging.video import is_video
+    from ..payload.registry import perceptual_hash
+    from .journal import Journal, attempt, finish_all, local
+    from .marker import Source, load_mask
+    from .messages import Messages
 
-    decoder = load_decoder(arguments)
-    key = load_key(arguments.key) if decoder is None or arguments.bits is None else optional_key(arguments.key)
+    key = reader_key(arguments, needed=arguments.bits is None)
+    extractor = load_reader(arguments, key)
+    if arguments.quality is not None and "target_psnr" in extractor.marking:
+        raise ValueError(
+            f"--quality: the decoder {extractor.name} needs --target-psnr instead; the quality is reported"
+        )
+    if arguments.write_label and arguments.label == NO_LABEL:
+        raise ValueError("--write-label: states the public label; give one with --label")
+    if arguments.no_public and arguments.label != NO_LABEL:
+        raise ValueError("--no-public: leaves no place for a --label; give one of the two")
+    if arguments.spare and (arguments.target_psnr is not None or "target_psnr" in extractor.marking):
+        raise ValueError("--spare: raises the quality; use it with --quality, not with --target-psnr")
+    if any(map(is_video, arguments.inputs)):
+        from .videos import embed_videos
+
+        given = _message(arguments, key, extractor.sizes)
+        mask = load_mask(arguments.mask) if arguments.mask else None
+        return embed_videos(arguments, make_marker(arguments, key, mask, extractor), given, _registry(arguments, given))
     journal = Journal(Path(arguments.output), _options(arguments, key))
-    jobs = plan(arguments.inputs, arguments.output, arguments.overwrite, journal.expects)
+    planned = plan(arguments.inputs, arguments.output, arguments.overwrite, journal.expects, SUFFIXES[arguments.format])
+    jobs = planned.jobs
 
-    given = _message(arguments, key, None if decoder is None else decoder.num_bits)
+    given = _message(arguments, key, extractor.sizes)
     registry = _registry(arguments, given)
     mask = load_mask(arguments.mask) if arguments.mask else None
-    batch, stdout = Batch(len(jobs)), sys.stdout  # Ray's cluster turns the name to stderr
+    batch, stdout = Batch(planned.total), sys.stdout  # a Ray cluster redirects sys.stdout to stderr
+    for file, error in planned.refused:
+        batch.place()
+        batch.failed(file, error)
+    for folder in {result.parent for _, result in jobs}:
+        remove_abandoned(folder)
 
-    def read(job: Job) -> bytes | None:
-        content = images.read(job[0])
-        return None if journal.done(job, content, arguments.overwrite) else content
+    messages = Messages(given, key, arguments.seed, extractor.num_bits, journal, registry)
+
+    def read(job: Job) -> Source | None:
+        source, result = job
+        content = images.read(source)
+        if journal.done(job, content, arguments.overwrite):
+            entry = journal.entry(result)
+            if entry and registry and not registry.of_file(entry.output):  # marked by a run without --registry
+                written = images.load(result).rgb
+                seen = extractor.read(written, key).thumbnail(written)
+                register(messages.noted(entry), entry.output, perceptual_hash(written), str(seen or ""))
+            return None
+        digest = hashlib.sha256(content).hexdigest()
+        message = messages.take(digest, lambda: perceptual_hash(images.load(source, content).rgb))
+        return Source(content, digest, message)
 
     def finish(job: Job, outcome: Outcome) -> None:
-        """Save a result, note it and say it."""
+        """Save a result, record it in registry and journal, and print it."""
         source, result = job
+        place = batch.place()
         try:
             if isinstance(outcome, Exception):
                 raise outcome
             if outcome is None:
                 batch.skipped += 1
                 return
-            images.check_free(result, source, arguments.overwrite)
-            images.write(result, outcome.content, commit=lambda: note(result, outcome))
-            _show(arguments.json, job, outcome, stdout)
+            overwrite = arguments.overwrite or journal.replaces(result)
+            images.check_free(result, source, overwrite)
+            images.write(result, outcome.content, commit=lambda: note(result, outcome), overwrite=overwrite)
+            batch.unreadable += not outcome.readable
+            _show(arguments, place, job, outcome, stdout)
         except Exception as error:
             batch.failed(source, error)
 
     def note(result: Path, outcome: Result) -> None:
-        if registry is not None:
-            registry.add(
-                outcome.message.value,
-                file_hash=hashlib.sha256(outcome.content).hexdigest(),
-                perceptual_hash=outcome.perceptual_hash,
-                note=arguments.note,
-                prompt_hash=hashlib.sha256(arguments.prompt.encode()).hexdigest() if arguments.prompt else "",
+        if registry:
+            register(
+                outcome.message, hashlib.sha256(outcome.content).hexdigest(), outcome.perceptual_hash, outcome.thumbnail
             )
-        if result.parent == journal.path.parent:  # a folder of results
-            journal.note(result, outcome.content, outcome.digest)
+        if journal.holds(result):  # a folder of results
+            id = messages.name(outcome.message)
+            journal.note(result, outcome.content, outcome.digest, readable=outcome.readable, id=id)
+
+    def register(message: Message, file_hash: str, image_hash: str, thumbnail: str) -> None:
+        assert registry is not None
+        registry.add(
+            message.value,
+            file_hash=file_hash,
+            perceptual_hash=image_hash,
+            thumbnail=thumbnail,
+            note=arguments.note,
+            own=given is None,
+        )
 
     if arguments.ray is not None:
-        from ..cluster import stream
+        from .cluster import stream
 
         outcomes = stream(
             jobs,
             read,
             make_marker,
-            (arguments, key, given, mask),
+            (arguments, key, mask),
             address=arguments.ray,
             workers=arguments.workers,
             threads=arguments.threads,
@@ -151,11 +276,11 @@ def run(arguments: argparse.Namespace) -> int:
 
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
-        marker = make_marker(arguments, key, given, mask, decoder)
+        marker = make_marker(arguments, key, mask, extractor)
 
         def decode(job: Job) -> Photo | None:
-            content = read(job)
-            return None if content is None else marker.decode(job, content)
+            source = read(job)
+            return None if source is None else marker.decode(job, source)
 
         def work(photo: Photo) -> Photo:
             with Progress(photo.job[0].name) as progress:
@@ -164,70 +289,115 @@ def run(arguments: argparse.Namespace) -> int:
         outcomes = local(jobs, decode, work)
         finish_all(outcomes, lambda job, photo: finish(job, attempt(marker.encode, photo)))
     if batch.skipped:
-        print(f"onrw: {batch.skipped} of {batch.total} photos were marked already", file=sys.stderr)
+        print(f"onrw: {batch.skipped} of {batch.total} photos were already marked", file=sys.stderr)
     return batch.code
 
 
 def make_marker(
     arguments: argparse.Namespace,
     key: Key | None,
-    message: Message | None,
-    mask: Tensor | None,
-    decoder: Extractor | None = None,
+    mask: Mask | None,
+    extractor: Extractor | None = None,
 ) -> Marker:
-    """What marks photos, here or on another machine of a cluster."""
+    """The marker of these options, also on another machine of a cluster."""
+    from ..stages.noise_optimisation import PRESETS as SETTINGS
     from .marker import Marker
 
-    decoder = decoder or load_decoder(arguments)
-    return Marker(arguments, load_model(arguments.model, chosen_device(arguments.device)), decoder, key, message, mask)
+    extractor = extractor or load_reader(arguments, key)
+    settings = SETTINGS[arguments.preset].with_(**extractor.marking)
+    settings = replace(settings, label=None if arguments.no_public else arguments.label, again=arguments.again)
+    return Marker(
+        load_model(arguments.model, chosen_device(arguments.device), arguments.config),
+        settings.with_(
+            quality=arguments.quality,
+            target_psnr=arguments.target_psnr,
+            iterations=arguments.iterations,
+            mix=arguments.mix,
+            spare=arguments.spare,
+        ),
+        extractor=extractor,
+        key=key,
+        mask=mask,
+        prompt=arguments.prompt,
+        size=arguments.size,
+        seed=arguments.seed,
+        write_label=arguments.write_label,
+    )
 
 
-def _show(as_json: bool, job: Job, result: Result, to: TextIO) -> None:
-    """Say what became of a photo."""
+def _show(arguments: argparse.Namespace, place: str, job: Job, result: Result, to: TextIO) -> None:
+    """Print the result of a photo and its place in the batch, with a warning if its watermark is unreadable or weak."""
+    from ..payload.message import bit_string
+
     message, (source, output) = result.message, job
-    bits = "".join(map(str, message.bits.tolist()))
-    if not result.found or result.wrong:
+    bits = bit_string(message.bits)
+    decoded = result.decoded_quality
+    if not result.readable:
+        found = "no watermark with this message is found in it"
+        if result.wrong is not None:
+            found = f"{result.wrong} of {len(bits)} bits are wrong"
+        log.warning("%s: written, but its watermark cannot be read: %s; %s", output, found, REMEDY)
+    elif result.wrong:
         log.warning(
-            "%s: reads back with %d of %d bits wrong; allow more --iterations or a lower --target-psnr",
-            output,
-            result.wrong,
-            len(bits),
+            "%s: its watermark is weak: %d of %d bits had to be corrected; %s", output, result.wrong, len(bits), REMEDY
         )
-    if as_json:
+    if arguments.json:
         json_line(
             to=to,
             input=str(source),
             output=str(output),
             bits=bits,
+            ssimulacra2=round(result.judgement.quality, 2),
+            ssimulacra2_decoded=None if decoded is None else round(decoded, 2),
+            worst=round(result.judgement.worst, 2),
             psnr=round(result.psnr, 3),
             ssim=round(result.ssim, 5),
             iterations=result.iterations,
             seconds=round(result.seconds, 2),
             detected=result.found,
+            readable=result.readable,
             log10_p=round(result.log10_p, 2),
         )
         return
-    shown = "" if message.kind == "raw" else f"{message.kind} {message.value}, "
+    shown = f"{len(bits)} raw bits, " if message.kind == "raw" else f"{message.kind} {message.value}, "
+    if arguments.verbose:
+        shown += f"bits {bits}, "
     say(
-        f"{source} -> {output}: {shown}bits {bits}, {result.psnr:.2f} dB, SSIM {result.ssim:.4f}, "
+        f"{place}{source} -> {output}: {shown}SSIMULACRA2 {result.judgement.quality:.1f}"
+        f"{'' if decoded is None else f' ({decoded:.1f} with the compression of the file)'}, "
+        f"worst place {result.judgement.worst:.1f}, {result.psnr:.2f} dB, "
         f"{result.iterations} iterations, {result.seconds:.0f} s, "
-        f"{'read back' if result.found else 'NOT read back'} ({p_value(result.log10_p)})",
+        f"{'read back' if result.readable else 'NOT read back'} ({p_value(result.log10_p)})",
         to,
     )
 
 
 def _options(arguments: argparse.Namespace, key: Key | None) -> dict[str, str | float | None]:
-    """What the marks depend on beside the photos, for the journal."""
-    from .. import images
-    from ..folder import keyed
+    """The options that the results depend on, for the journal."""
+    from ..imaging import files as images
+    from .journal import keyed
 
     message = json.dumps([arguments.text, arguments.id, arguments.bits])
     mask = hashlib.sha256(images.read(arguments.mask)).hexdigest() if arguments.mask else None
     return {
         **{
             f"--{name.replace('_', '-')}": getattr(arguments, name)
-            for name in ("preset", "target_psnr", "iterations", "mix", "model", "extractor", "size", "seed")
+            for name in (
+                "preset",
+                "quality",
+                "target_psnr",
+                "spare",
+                "iterations",
+                "mix",
+                "label",
+                "no_public",
+                "model",
+                "extractor",
+                "size",
+                "seed",
+            )
         },
+        "--write-label": arguments.write_label or None,
         "--key": keyed(key, "key", ""),
         "--text, --id or --bits": keyed(key, "message", message),
         "--prompt": keyed(key, "prompt", arguments.prompt) if arguments.prompt else None,
@@ -235,33 +405,36 @@ def _options(arguments: argparse.Namespace, key: Key | None) -> dict[str, str | 
     }
 
 
-def _message(arguments: argparse.Namespace, key: Key | None, num_bits: int | None) -> Message | None:
-    """What all photos are marked with, in `num_bits` where the decoder says how many; None for an id for each."""
-    from ..message import SIZES, capacity, encode_id, encode_text, raw
+def _message(arguments: argparse.Namespace, key: Key | None, sizes: tuple[int, ...]) -> Message | None:
+    """The message of all photos, of one of the numbers of bits `sizes`; None for a different id for each photo."""
+    from ..payload.message import capacity, encode_id, encode_text, raw
 
-    if arguments.text is not None:
+    num_bits = sizes[0] if len(sizes) == 1 else None
+    assert key is not None or arguments.bits is not None  # see `reader_key`
+    if arguments.text is not None and key is not None:
         return encode_text(arguments.text, key, num_bits)
-    if arguments.id is not None:
+    if arguments.id is not None and key is not None:
         return encode_id(arguments.id, key, num_bits)
     if arguments.bits is None:
         if num_bits is not None:
-            capacity(num_bits)  # before the work
+            capacity(num_bits)  # raises an error before the work starts
         return None
     message = raw(arguments.bits)
-    sizes = SIZES if num_bits is None else (num_bits,)
     if len(message.bits) not in sizes:
-        raise ValueError(f"--bits: {len(message.bits)} bits; a mark carries one of {', '.join(map(str, sizes))}")
+        raise ValueError(f"--bits: {len(message.bits)} bits; a watermark carries one of {', '.join(map(str, sizes))}")
     return message
 
 
 def _registry(arguments: argparse.Namespace, given: Message | None) -> Registry | None:
-    """The registry of --registry."""
+    """The registry of --registry, or None."""
     if arguments.registry is None:
         if arguments.note:
-            raise ValueError("--note: is written into a registry; give --registry FILE")
+            raise ValueError("--note: is stored in a registry; add --registry FILE")
         return None
     if given is not None and given.kind != "id":
-        raise ValueError("--registry: takes ids; mark an --id, or none for a random one, and put the text into --note")
-    from ..registry import Registry
+        raise ValueError(
+            "--registry: takes ids only; give --id, or no message for a random id, and put the text into --note"
+        )
+    from ..payload.registry import Registry
 
     return Registry.create(arguments.registry)

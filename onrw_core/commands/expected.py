@@ -1,19 +1,20 @@
-"""--expect-bits and --expect-id: what a photo should say, and how far it does."""
+"""--expect-bits and --expect-id: comparison of a reading with expected bits."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .common import p_value
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..keys import Key
+    from ..extractors.base import Extractor
+    from ..extractors.reading import Match
+    from ..payload.keys import Key
 
-__all__ = ["add_expected", "expected_bits", "match", "sentence"]
+__all__ = ["add_expected", "expected_bits", "fields", "sentence"]
 
 
 def add_expected(parser: argparse.ArgumentParser) -> None:
@@ -22,42 +23,40 @@ def add_expected(parser: argparse.ArgumentParser) -> None:
     expected.add_argument("--expect-id", metavar="HEX", help="compare with this id")
 
 
-def expected_bits(arguments: argparse.Namespace, key: Key | None, sizes: Sequence[int], reader: str) -> Tensor | None:
-    """The bits that the arguments ask for, None if they ask for none.
+def expected_bits(arguments: argparse.Namespace, key: Key | None, extractor: Extractor) -> Tensor | None:
+    """The expected bits, (k,) of 0/1; None if the arguments give none.
 
     Args:
         arguments: With those of `add_expected`.
-        key: Turns an id into bits.
-        sizes: Numbers of bits that the reader can read.
-        reader: What reads them, for the message: "a mark carries".
+        key: Key of the message of an id.
+        extractor: The extractor that reads the bits.
 
     Raises:
-        ValueError: Another number of bits, or characters that are none.
+        ValueError: An id without a key, a number of bits that the extractor does not read, or invalid characters.
     """
-    from ..message import encode_id, raw
+    from ..payload.message import encode_id, raw
 
+    sizes = extractor.sizes
     if arguments.expect_bits is not None:
         bits = raw(arguments.expect_bits).bits
         if len(bits) not in sizes:
-            raise ValueError(f"--expect-bits: {len(bits)} bits; {reader} {', '.join(map(str, sizes))}")
+            known = ", ".join(map(str, sizes))
+            raise ValueError(f"--expect-bits: {len(bits)} bits; the extractor {extractor.name} reads {known}")
         return bits
     if arguments.expect_id is None:
         return None
+    if key is None:
+        raise ValueError("--expect-id: the bits of an id depend on the key; give --key")
     return encode_id(arguments.expect_id, key, sizes[0] if len(sizes) == 1 else None).bits
 
 
-def match(bits: Tensor, expected: Tensor | None) -> dict[str, Any] | None:
-    """Share of equal bits and log10 of the chance of so many; None for another number of bits."""
-    from ..detection import match_log10_p
-
-    if expected is None or len(bits) != len(expected):
-        return None
-    equal = (bits == expected).double().mean().item()
-    return {"bit_accuracy": round(equal, 4), "log10_p": round(match_log10_p(bits, expected), 2)}
+def fields(match: Match | None) -> dict[str, float] | None:
+    """A match for JSON; None where the numbers of bits differ."""
+    return match and {"bit_accuracy": round(match.bit_accuracy, 4), "log10_p": round(match.log10_p, 2)}
 
 
-def sentence(found: dict[str, Any] | None) -> str:
-    """`match` in words."""
-    if found is None:
+def sentence(match: Match | None) -> str:
+    """A match in words."""
+    if match is None:
         return "expected: another number of bits"
-    return f"expected: {found['bit_accuracy']:.1%} of the bits agree (by chance: {p_value(found['log10_p'])})"
+    return f"expected: {match.bit_accuracy:.1%} of the bits agree (by chance: {p_value(match.log10_p)})"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..keys import Key
-from .common import say
+from ..payload.keys import Key
+from .output import say
 
 __all__ = ["add_arguments", "run"]
 
@@ -17,5 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     key = Key.new()
     key.save(arguments.output)
-    say(f"{arguments.output}: new key {key.fingerprint}. Keep a copy: without it no mark can be read.")
+    say(f"{arguments.output}: new key {key.fingerprint}. Keep a copy: without it no watermark can be read.")
     return 0

@@ -1,47 +1,76 @@
-"""What ``onrw embed`` does with one photo, in three stages that run beside each other or on another machine.
+"""The work of ``onrw embed`` on a photo, in three stages that run in parallel or on another machine.
 
     file content -> decode -> optimise -> encode -> file content and report
 
-Everything random follows from the arguments, the key and the photo, so that it does not matter where, when and in which
+All random draws follow from the seed, the key and the photo, so that the result does not depend on where and in which
 order photos are marked.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import images, pipeline
-from ..detection import match_log10_p
+from .. import clip, pipeline
 from ..extractors.base import Extractor
-from ..extractors.keyed import KeyedExtractor
-from ..extractors.plain import MARKING, read_plain
-from ..folder import Job
-from ..keys import Key
-from ..message import ID_BITS, Message, photo_id
-from ..optimise import PRESETS
-from ..registry import perceptual_hash
+from ..imaging import files as images
+from ..imaging.pixels import opaque_area
+from ..imaging.ssimulacra2 import Ssimulacra2
+from ..models import Loaded
+from ..payload.keys import Key
+from ..payload.message import Message
+from ..payload.registry import perceptual_hash
+from ..stages.noise_optimisation import Settings
+from ..stages.quality import Judgement
 from .common import Progress
-from .models import Loaded
+from .journal import Job
 
-__all__ = ["Marker", "Photo", "Result", "load_mask"]
+__all__ = ["Marker", "Mask", "Photo", "Result", "Source", "load_mask"]
 
-ASPECT_TOLERANCE = 0.02  # between a mask and the photo it is for
+ASPECT_TOLERANCE = 0.02  # between a mask and its photo
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The area of the watermark.
+
+    Attributes:
+        path: The file, for error messages.
+        values: (1, 1, H, W) in [0, 1].
+    """
+
+    path: str
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """A photo as it was read from the disk.
+
+    Attributes:
+        content: Its file.
+        digest: SHA-256 of it.
+        message: What it is to be marked with.
+    """
+
+    content: bytes
+    digest: str
+    message: Message
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo and what it is to be marked with; after the optimisation, the marked one as well."""
+    """A decoded photo with its message and extractor; after the optimisation, with the marked image as well."""
 
     job: Job
     digest: str
-    picture: images.Picture
+    image: images.DecodedImage
     message: Message
     extractor: Extractor
     mask: Tensor | None
@@ -50,78 +79,87 @@ class Photo:
 
 @dataclass(frozen=True)
 class Result:
-    """A marked photo's file and what is to be said of it.
+    """The file of a marked photo, and its report.
 
     Attributes:
         content: The file.
         digest: SHA-256 of the photo's file.
-        message: What it was marked with.
-        psnr, ssim, iterations, seconds: See `pipeline.Marked`.
-        found, log10_p, wrong: Whether the mark was read back from the file, how sure, and with how many wrong bits.
+        message: The embedded message.
+        judgement, psnr, ssim, iterations, seconds: See `pipeline.Marked`.
+        decoded_quality: SSIMULACRA2 of the pixels in the file, compression included, where it is lossy; None elsewhere.
+        found: Whether a watermark was detected in the file.
+        readable: Whether the message was read back from it.
+        log10_p: log10 of the p-value of that reading.
+        wrong: Number of wrong bits; None where no watermark of that length was detected.
         perceptual_hash: See `registry.perceptual_hash`.
+        thumbnail: Text of the `Thumbnail` of the marked image; "" where the watermark cannot be read.
     """
 
     content: bytes
     digest: str
     message: Message
+    judgement: Judgement
+    decoded_quality: float | None
     psnr: float
     ssim: float
     iterations: int
     seconds: float
     found: bool
+    readable: bool
     log10_p: float
-    wrong: int
+    wrong: int | None
     perceptual_hash: str
+    thumbnail: str
 
 
 class Marker:
     """Marks photos.
 
     Args:
-        arguments: Of the command.
         loaded: The model.
-        decoder: Another's; None for the keyed extractor.
-        key: May be missing where another's decoder takes raw bits.
-        message: For all photos; None for an id of its own for each.
-        mask: (1, 1, H, W) in [0, 1]: where the mark may lie.
+        settings: Settings of the optimisation.
+        extractor: The extractor that is to read the watermarks.
+        key: The key; None for raw bits and a third-party decoder.
+        mask: Area of the watermark; None for the whole image.
+        prompt: Description of the photos.
+        size: The working size in pixels, see `pipeline.embed`.
+        seed: Seed of all random draws.
+        write_label: Whether the public label is stated in the metadata of the files as well.
     """
 
     def __init__(
         self,
-        arguments: argparse.Namespace,
         loaded: Loaded,
-        decoder: Extractor | None,
+        settings: Settings,
+        *,
+        extractor: Extractor,
         key: Key | None,
-        message: Message | None,
-        mask: Tensor | None,
+        mask: Mask | None,
+        prompt: str,
+        size: int,
+        seed: int,
+        write_label: bool = False,
     ) -> None:
-        self.arguments, self.loaded = arguments, loaded
-        self.decoder = None if decoder is None else decoder.to(loaded.device)
-        self.key, self.message, self.mask = key, message, mask
-        self.settings = (
-            PRESETS[arguments.preset]
-            .with_(**({} if decoder is None else MARKING))
-            .with_(target_psnr=arguments.target_psnr, iterations=arguments.iterations, mix=arguments.mix)
-        )
-        self.positive, self.null = loaded.encode(arguments.prompt), loaded.encode("")
+        self.loaded, self.settings, self.size, self.seed = loaded, settings, size, seed
+        self.extractor = extractor.to(loaded.device)
+        self.key, self.mask, self.write_label = key, mask, write_label
+        self.positive, self.null = loaded.encode(prompt), loaded.encode("")
 
-    def decode(self, job: Job, content: bytes) -> Photo:
-        """Look at everything that can be wrong with a photo before the work."""
+    def decode(self, job: Job, read: Source) -> Photo:
+        """Decode a photo and check all of its input, before the optimisation."""
         source, result = job
-        picture = images.load(source, content)
-        images.check_alpha(result, picture)
-        digest = hashlib.sha256(content).hexdigest()
-        message, bits = self.message, ID_BITS if self.decoder is None else self.decoder.num_bits
-        if message is None:
-            message = photo_id(self.key, f"{self.arguments.seed} {digest}", bits)
-        extractor = self.decoder or KeyedExtractor(self.key, len(message.bits))
-        mask = None if self.mask is None else _fit(self.mask, picture.rgb, self.arguments.mask, source)
-        return Photo(job, digest, picture, message, extractor, mask)
+        image = images.load(source, read.content)
+        images.check_holds(result, image)
+        if self.write_label and self.settings.label is not None:
+            image = images.labelled(image, self.settings.label, result)
+        extractor = self.extractor.for_bits(len(read.message.bits))
+        mask = opaque_area(None if self.mask is None else _fit(self.mask, image.rgb, source), image.alpha)
+        return Photo(job, read.digest, image, read.message, extractor, mask)
 
     def optimise(self, photo: Photo, progress: Progress | None = None) -> Photo:
-        """The work."""
+        """Embed the watermark."""
         marked = pipeline.embed(
-            photo.picture.rgb.to(self.loaded.device),
+            photo.image.rgb.to(self.loaded.device),
             self.loaded.model,
             self.loaded.autoencoder,
             photo.extractor,
@@ -129,56 +167,89 @@ class Marker:
             positive=self.positive,
             null=self.null,
             settings=self.settings,
-            generator=torch.Generator().manual_seed(self.arguments.seed),
-            size=self.arguments.size,
+            generator=torch.Generator().manual_seed(self.seed),
+            size=self.size,
             mask=photo.mask,
-            on_inversion=progress and progress.inversion,
-            on_state=progress and progress.optimisation,
+            on_inversion=None if progress is None else progress.inversion,
+            on_state=None if progress is None else progress.optimisation,
         )
-        return Photo(photo.job, photo.digest, photo.picture, photo.message, photo.extractor, None, marked)
+        return replace(photo, marked=marked)
+
+    def mark_clip(
+        self, frames: Iterable[Tensor], source: Path, message: Message, progress: Progress | None = None
+    ) -> Iterator[pipeline.Marked]:
+        """Embed a message in the frames of a clip, each (3, H, W) in [0, 1], one by one as they are taken."""
+        frames = iter(frames)
+        first = next(frames, None)
+        if first is None:
+            return
+        yield from clip.embed(
+            (frame.to(self.loaded.device) for frame in chain([first], frames)),
+            self.loaded.model,
+            self.loaded.autoencoder,
+            self.extractor.for_bits(len(message.bits)),
+            message.bits,
+            positive=self.positive,
+            null=self.null,
+            settings=self.settings,
+            generator=torch.Generator().manual_seed(self.seed),
+            size=self.size,
+            mask=None if self.mask is None else _fit(self.mask, first, source),
+            on_state=None if progress is None else progress.optimisation,
+        )
 
     def encode(self, photo: Photo) -> Result:
-        """The file, which is read back: what it holds is what counts, compression included."""
+        """Encode the file and read the watermark back from it, compression included."""
         result, message, marked = photo.job[1], photo.message, photo.marked
-        content = images.encode(result, marked.image.cpu(), photo.picture)
-        written = images.load(result, content).rgb
-        if self.decoder is None:
-            reading = photo.extractor.read(written)
-        else:
-            reading = read_plain(self.decoder, written.to(self.loaded.device), self.key)
-        same_size = len(reading.bits) == len(message.bits)
-        wrong = int((reading.bits != message.bits).sum()) if same_size else len(message.bits)
-        # Others' decoders have no sync pattern: what counts there is that the bits are right.
-        found = reading.detected if self.decoder is None else not wrong
-        log10_p = reading.log10_p if self.decoder is None else match_log10_p(reading.bits, message.bits)
+        assert marked is not None, "encode comes after optimise"
+        content = images.encode(result, marked.image.cpu(), photo.image)
+        decoded = images.load(result, content)
+        written = decoded.rgb
+        reading = photo.extractor.read(written, self.key)
+        readable = reading.carries(message)
+        # Without a detected watermark the bits are a guess, and the number of wrong bits has no meaning.
+        match = reading.match(message.bits) if reading.detected or readable else None
+        wrong = None if match is None else round((1 - match.bit_accuracy) * len(message.bits))
         return Result(
             content,
             photo.digest,
             message,
+            marked.judgement,
+            None if decoded.lossless else self._quality(photo, written),
             marked.psnr,
             marked.ssim,
             marked.iterations,
             marked.seconds,
-            found,
-            log10_p,
+            reading.detected or readable,
+            readable,
+            reading.log10_p if reading.detected or match is None else match.log10_p,
             wrong,
             perceptual_hash(written),
+            str(reading.thumbnail(written) or ""),
         )
 
+    @staticmethod
+    def _quality(photo: Photo, written: Tensor) -> float:
+        """SSIMULACRA2 of pixels against the photo, in its mask."""
+        mask = photo.mask
+        if mask is not None:
+            mask = F.interpolate(mask, size=written.shape[-2:], mode="bilinear", align_corners=False)
+        return Ssimulacra2(photo.image.rgb[None], mask)(written[None]).item()
 
-def load_mask(path: str) -> Tensor:
-    """A picture's luminance as a mask, (1, 1, H, W)."""
+
+def load_mask(path: str) -> Mask:
+    """Load an image file as a mask: the mean of its channels."""
     mask = images.load(path).rgb.mean(0)[None, None]
     if not mask.any():
-        raise ValueError(f"mask {path}: all black; paint it white where the mark may lie")
-    return mask
+        raise ValueError(f"mask {path}: all black; paint the area of the watermark white")
+    return Mask(path, mask)
 
 
-def _fit(mask: Tensor, rgb: Tensor, mask_path: str, source: Path) -> Tensor:
-    """The mask at the photo's size."""
-    (height, width), (h, w) = rgb.shape[-2:], mask.shape[-2:]
+def _fit(mask: Mask, rgb: Tensor, source: Path) -> Tensor:
+    """The mask, resized to the photo: (1, 1, H, W)."""
+    (height, width), (h, w) = rgb.shape[-2:], mask.values.shape[-2:]
     if abs(w * height / (h * width) - 1) > ASPECT_TOLERANCE:
         raise ValueError(
-            f"{source}: is {width}x{height} and the mask {mask_path} {w}x{h}; give a mask of the same shape"
+            f"{source}: is {width}x{height} and the mask {mask.path} {w}x{h}; give a mask of the same aspect ratio"
         )
-    return F.interpolate(mask, size=(height, width), mode="bilinear", align_corners=False)
+    return F.interpolate(mask.values, size=(height, width), mode="bilinear", align_corners=False)

@@ -1,35 +1,12 @@
-"""The model that --model names, the embedded one or a Stable Diffusion checkpoint of the user's, and where it runs."""
+"""The options --model and --device."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..model import Autoencoder, Conditioning, DiffusionModel
+from ..models import MINI
 
-__all__ = ["Loaded", "add_device", "add_model", "chosen_device", "load_model"]
-
-MINI = "mini"
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with all that marking needs.
-
-    Attributes:
-        model: The noise predictor.
-        autoencoder: Its autoencoder.
-        encode: Prompt -> conditioning; "" gives the null one.
-        device: Where it runs, and where pictures have to be.
-    """
-
-    model: DiffusionModel
-    autoencoder: Autoencoder
-    encode: Callable[[str], Conditioning]
-    device: str = "cpu"
+__all__ = ["add_device", "add_model", "chosen_device"]
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +14,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=MINI,
         metavar="mini|PATH",
-        help="the embedded model, or a Stable Diffusion 1 or 2 checkpoint: a diffusers folder or a .safetensors file "
-        "(default: mini)",
+        help="the embedded model, or a Stable Diffusion checkpoint (SD1, SD2, SDXL, SD3): a diffusers folder or a "
+        ".safetensors file (default: mini)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FOLDER",
+        help="for a .safetensors file: the configuration files and tokenizers of its pipeline (default: the folder of "
+        "its name next to it)",
     )
 
 
@@ -47,15 +30,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="cpu",
         metavar="cpu|cuda[:N]|auto",
-        help="where networks run; auto: on a CUDA card if there is one (default: cpu)",
+        help="device of the networks; auto: a CUDA device if there is one (default: cpu)",
     )
 
 
 def chosen_device(name: str) -> str:
-    """What --device stands for on this machine.
+    """The device of --device on this machine.
 
     Raises:
-        ValueError: It is no device, or this machine has none of that kind.
+        ValueError: Unknown device, or this machine does not have it.
     """
     import torch
 
@@ -67,23 +50,3 @@ def chosen_device(name: str) -> str:
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here; use cpu or auto")
     return name
-
-
-def load_model(name: str, device: str = "cpu") -> Loaded:
-    """Load what --model names.
-
-    Args:
-        name: "mini" or a path.
-        device: Of `chosen_device`.
-
-    Raises:
-        ValueError: If it is no model, or of another kind.
-    """
-    if name == MINI:
-        from ..mini import load_mini
-
-        mini = load_mini(device)
-        return Loaded(mini.model, mini.autoencoder, mini.encode, device)
-    from ..backends.checkpoint import load_checkpoint
-
-    return Loaded(*load_checkpoint(name, device), device)

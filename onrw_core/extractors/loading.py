@@ -1,7 +1,7 @@
-"""Extractors by name or file, and the converter to safetensors.
+"""Loading of extractors by name or file, and conversion to safetensors.
 
-keyed                the built-in reader (needs a key)
-rivagan              RivaGAN's decoder out of the package `invisible-watermark`
+keyed                the built-in extractor (needs a key)
+rivagan              RivaGAN's decoder of the package `invisible-watermark`
 FILE.safetensors     a converted HiDDeN or RivaGAN decoder
 FILE.pth, .pt        a HiDDeN state dict (tensors only), or TorchScript where it is allowed
 FILE.onnx            RivaGAN's decoder
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -20,19 +19,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import atomic_write
-from ..keys import Key
-from .base import Extractor
-from .errors import ExtractorError
-from .hidden import HiddenExtractor, hidden_state
-from .rivagan import RivaganExtractor, onnx_tensors, rivagan_file
-from .torchscript import TorchScriptExtractor, load_torchscript
+from ..imaging.atomic import atomic_write
+from ..payload.keys import Key
+from . import KEYED
+from .base import Extractor, ExtractorError
+from .third_party.hidden import HiddenExtractor, hidden_state
+from .third_party.rivagan import RivaganExtractor, onnx_tensors, rivagan_file
+from .third_party.torchscript import TorchScriptExtractor, load_torchscript
 
 __all__ = ["NAMES", "convert", "load_extractor"]
 
-NAMES = ("keyed", "rivagan")
+RIVAGAN = "rivagan"
+NAMES = (KEYED, RIVAGAN)
 FORMAT = "onrw-extractor-1"
-ARCHITECTURES = {"hidden": HiddenExtractor, "rivagan": RivaganExtractor}
+MAX_BYTES = 256 << 20  # of a file of weights; those of HiDDeN and RivaGAN have a few MB
+ARCHITECTURES = {"hidden": HiddenExtractor, RIVAGAN: RivaganExtractor}
 
 
 def load_extractor(
@@ -47,22 +48,22 @@ def load_extractor(
 
     Args:
         name_or_path: One of `NAMES` or a file.
-        key: The secret key of the keyed extractor; others have none.
-        num_bits: Raw bits of the keyed extractor; others have their own.
+        key: The secret key of the keyed extractor.
+        num_bits: Raw bits of the keyed extractor; third-party decoders have a fixed number.
         allow_torchscript: Whether the program in a TorchScript file may run.
-        values, size: What that program takes, see `TorchScriptExtractor`.
+        values, size: Input of that program, see `TorchScriptExtractor`.
 
     Raises:
         ExtractorError: If the name is unknown, the key is missing, or the file is not a decoder.
     """
     name = os.fspath(name_or_path)
-    if name == "keyed":
+    if name == KEYED:
         if key is None:
             raise ExtractorError("the extractor 'keyed' needs a key; make one with `onrw key new -o FILE`")
-        from .keyed import KeyedExtractor  # its tables are not built for others' decoders
+        from .keyed.extractor import KeyedExtractor  # its tables are not needed by third-party decoders
 
         return KeyedExtractor(key, num_bits)
-    if name == "rivagan":
+    if name == RIVAGAN:
         return RivaganExtractor.load()
     path = Path(name)
     if not path.is_file():
@@ -75,14 +76,14 @@ def load_extractor(
     if _is_torchscript(path):
         module = load_torchscript(path, allow_torchscript)
         try:
-            return HiddenExtractor(module.state_dict(), path.stem)  # known weights need no foreign program
+            return HiddenExtractor(module.state_dict(), path.stem)  # known weights need no program from the file
         except ExtractorError:
             return TorchScriptExtractor(module, path.stem, values, size)
     return HiddenExtractor(_read_pickle(path), path.stem)
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], allow_torchscript: bool = False) -> Path:
-    """Write a decoder's weights as safetensors, which hold tensors and nothing that runs.
+    """Write a decoder's weights as safetensors, which cannot contain code.
 
     Args:
         source: "rivagan", or a .onnx, .pth, .safetensors or TorchScript file of a HiDDeN or RivaGAN decoder.
@@ -98,11 +99,11 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], allo
     if target.exists():
         raise ExtractorError(f"{target}: exists already; choose another name")
     path = Path(name)
-    if name != "rivagan" and not path.is_file():
+    if name != RIVAGAN and not path.is_file():
         raise ExtractorError(f"{name}: no such decoder file")
-    if name == "rivagan" or path.suffix == ".onnx":
-        architecture, state = "rivagan", onnx_tensors(rivagan_file() if name == "rivagan" else path)
-        extractor = RivaganExtractor(state)
+    if name == RIVAGAN or path.suffix == ".onnx":
+        architecture, state = RIVAGAN, onnx_tensors(rivagan_file() if name == RIVAGAN else path)
+        extractor: Extractor = RivaganExtractor(state)
     elif path.suffix == ".safetensors":
         architecture, state = _read_safetensors(path)
         state = hidden_state(state) if architecture == "hidden" else state
@@ -117,7 +118,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], allo
         "architecture": architecture,
         "num_bits": str(extractor.num_bits),
         "source": path.name,
-        "sha256": "" if name == "rivagan" else hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": "" if name == RIVAGAN else hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     try:
         with atomic_write(target) as file:
@@ -128,6 +129,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], allo
 
 
 def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
+    _check_size(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -135,30 +137,25 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise ExtractorError(f"{path}: not a safetensors file, or damaged ({error})") from None
     architecture = metadata.get("architecture")
-    if architecture is None:  # a state dict that somebody else converted
+    if architecture is None:  # a state dict converted by another program
         return "hidden", state
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise ExtractorError(f"{path}: holds a decoder of kind {architecture!r}; this version knows {known}")
+        raise ExtractorError(f"{path}: has a decoder of kind {architecture!r}; this version supports {known}")
     return architecture, state
 
 
 def _read_pickle(path: Path) -> dict:
+    _check_size(path)
     try:
-        # weights_only: tensors and containers; a pickle that wants to run something is an error.
+        # weights_only: tensors and containers; other pickles raise an error.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:
-        reason = str(error).strip().splitlines()
+    except MemoryError:
+        raise
+    except Exception:  # the unpickler raises any kind of error on damaged files
+        # Not torch's message, which advises to load the file without weights_only.
         raise ExtractorError(
-            f"{path}: neither a state dict of tensors nor TorchScript ({reason[0] if reason else 'unreadable'})"
+            f"{path}: neither a state dict of tensors nor TorchScript; it is damaged, or holds other objects"
         ) from None
     if not isinstance(state, dict):
         raise ExtractorError(f"{path}: holds a {type(state).__name__}, not a state dict")
@@ -166,11 +163,20 @@ def _read_pickle(path: Path) -> dict:
 
 
 def _is_torchscript(path: Path) -> bool:
-    """A TorchScript archive has code in it; a file of torch.save has none. Nothing is loaded to find out."""
-    if not zipfile.is_zipfile(path):
-        return False
+    """Whether an archive has code, as TorchScript has and files of torch.save have not; nothing is loaded."""
+    return any("/code/" in f"/{entry.filename}" for entry in _packed(path))
+
+
+def _check_size(path: Path) -> None:
+    """Check the size of a file, packed and unpacked, before it is loaded."""
+    if max(path.stat().st_size, sum(entry.file_size for entry in _packed(path))) > MAX_BYTES:
+        raise ExtractorError(f"{path}: larger than {MAX_BYTES >> 20} MB, which no supported decoder is")
+
+
+def _packed(path: Path) -> list[zipfile.ZipInfo]:
+    """The directory of a zip archive; empty for other files and damaged archives."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any("/code/" in f"/{name}" for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
+            return archive.infolist()
+    except Exception:  # BadZipFile, and of damaged directories ValueError, NotImplementedError, struct.error, ...
+        return []

@@ -1,4 +1,4 @@
-"""The embedded model "mini": a small text-conditional latent diffusion model with its weights and its training."""
+"""The embedded model "mini": a small text-conditional latent diffusion model and its weights."""
 
 from __future__ import annotations
 

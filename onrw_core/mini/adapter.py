@@ -1,4 +1,4 @@
-"""The embedded model in the library's terms: a :class:`DiffusionModel`, an :class:`Autoencoder` and its prompts."""
+"""The embedded model as a `DiffusionModel`, an `Autoencoder` and a prompt encoder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..fingerprint import fingerprint
-from ..model import AttentionControl, AttentionMaps, Autoencoder, Conditioning, DiffusionModel
-from ..ode import sigmas_from_alphas_cumprod
+from ..diffusion.fingerprint import fingerprint
+from ..diffusion.model import AttentionControl, AttentionMaps, Autoencoder, Conditioning, DiffusionModel
+from ..diffusion.ode import sigmas_from_alphas_cumprod
 from .autoencoder import FACTOR, PatchAutoencoder
 from .diffusion import alphas_cumprod
 from .text import TextEncoder, Tokenizer
@@ -25,7 +25,6 @@ __all__ = ["Mini", "MiniAutoencoder", "MiniModel", "load_mini"]
 class MiniModel(DiffusionModel):
     """The UNet as a denoiser in sigma space (v-prediction)."""
 
-    flow = False
     prediction = "v"
 
     def __init__(self, unet: UNet) -> None:
@@ -42,7 +41,7 @@ class MiniModel(DiffusionModel):
         self, x: Tensor, sigma: Tensor, conditionings: Sequence[Conditioning], control: AttentionControl | None = None
     ) -> tuple[list[Tensor], AttentionMaps]:
         rows, count = x.shape[0], len(conditionings)
-        dtype = self.unet.out[-1].weight.dtype
+        dtype = self.unet.dtype
         variance = 1 + sigma.to(x.device, torch.float32) ** 2
         z = (x.float() / variance.sqrt()).to(dtype).repeat(count, 1, 1, 1)
         context = torch.cat([c.embeddings.to(x.device, dtype).expand(rows, -1, -1) for c in conditionings])
@@ -55,7 +54,7 @@ class MiniModel(DiffusionModel):
 
 
 class MiniAutoencoder(Autoencoder):
-    """The autoencoder; its latent has unit variance already."""
+    """The autoencoder; its latent has unit variance."""
 
     factor = FACTOR
 
@@ -73,7 +72,7 @@ class MiniAutoencoder(Autoencoder):
 
 @dataclass(frozen=True)
 class Mini:
-    """The embedded model with all its parts."""
+    """All parts of the embedded model."""
 
     model: MiniModel
     autoencoder: MiniAutoencoder
@@ -86,7 +85,7 @@ class Mini:
 
         Args:
             text: Any text; words outside of the vocabulary share hashed embeddings, words past the 62nd are dropped.
-            word: A word or phrase of the text whose tokens are to be marked.
+            word: A word or phrase of the text, for the pseudo-mask.
 
         Raises:
             ValueError: `word` is not in the text.
@@ -104,7 +103,7 @@ def load_mini(
     """Load the embedded model, frozen.
 
     Args:
-        device: Where it runs.
+        device: Device of all networks.
         weights: Folder of its weight files; by default those of the package.
         dtype: Precision of UNet and autoencoder; latents and images stay float32 outside.
 

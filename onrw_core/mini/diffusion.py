@@ -23,7 +23,7 @@ def alphas_cumprod() -> Tensor:
 
 
 def noised(x0: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
-    """z_t for clean latents (B,C,h,w) at cumulative alphas (B,)."""
+    """The noised latent z_t for clean latents (B,C,h,w) at cumulative alphas (B,)."""
     a = alpha_cumprod[:, None, None, None]
     return a.sqrt() * x0 + (1 - a).sqrt() * noise
 

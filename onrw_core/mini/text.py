@@ -1,9 +1,9 @@
-"""Text side of the embedded model: a word-level tokenizer and a small encoder.
+"""Prompts of the embedded model: a word-level tokenizer and a small text encoder.
 
-A caption is split into lower-case words and repeated until the 64 tokens are full, between a begin and an end token:
-no attention goes to padding, and a word's weight in the cross-attention does not depend on the caption's length. Words
-outside of the vocabulary fall into hashed buckets, which training visits by replacing known words now and then. The
-encoder treats each token by itself, so that a token means its own word and its attention map is about that word.
+A caption is split into lower-case words, which are repeated to fill the 64 tokens between a begin and an end token:
+there is no padding, and a word's weight in the cross-attention does not depend on the caption's length. Words outside
+of the vocabulary are hashed into buckets, which training covers by replacing known words at random. The encoder treats
+each token separately, so that the attention map of a token belongs to its word alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import GELU, Embedding, LayerNorm, Linear, Module, Sequential, init
 
 __all__ = ["TextEncoder", "Tokenizer", "Tokens"]
 
@@ -34,14 +35,14 @@ class Tokens:
     words: tuple[str, ...]
 
     def content(self) -> tuple[int, ...]:
-        """Indices of the tokens that stand for words."""
+        """Indices of the tokens of words."""
         return tuple(index for index, position in enumerate(self.positions) if position >= 0)
 
     def of(self, word: str) -> tuple[int, ...]:
         """Indices of the tokens of a word, or of a phrase of several, wherever it occurs in the text.
 
         Raises:
-            ValueError: the text does not hold the phrase, or lost it to truncation.
+            ValueError: The text does not contain the phrase, or it was truncated.
         """
         phrase = tuple(WORD.findall(word.lower()))
         found = {
@@ -67,7 +68,7 @@ class Tokenizer:
 
     @classmethod
     def from_captions(cls, captions: Iterable[str]) -> Tokenizer:
-        """A tokenizer that knows every word of the captions."""
+        """A tokenizer whose vocabulary is all words of the captions."""
         return cls(sorted({word for caption in captions for word in WORD.findall(caption.lower())}))
 
     def __len__(self) -> int:
@@ -85,19 +86,17 @@ class Tokenizer:
         return Tokens((BEGIN, *ids, END), (-1, *places, -1), words)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Module):
     """Token ids (B,64) -> context (B,64,256): embedding, position, one residual layer per token, LayerNorm."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
-        self.token = nn.Embedding(vocabulary, WIDTH)
-        self.position = nn.Embedding(LENGTH, WIDTH)
-        self.layer = nn.Sequential(
-            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
-        )
-        self.norm = nn.LayerNorm(WIDTH)
-        nn.init.normal_(self.token.weight, std=1.0)
-        nn.init.normal_(self.position.weight, std=0.1)
+        self.token = Embedding(vocabulary, WIDTH)
+        self.position = Embedding(LENGTH, WIDTH)
+        self.layer = Sequential(LayerNorm(WIDTH), Linear(WIDTH, 2 * WIDTH), GELU(), Linear(2 * WIDTH, WIDTH))
+        self.norm = LayerNorm(WIDTH)
+        init.normal_(self.token.weight, std=1.0)
+        init.normal_(self.position.weight, std=0.1)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.token(ids) + self.position.weight[: ids.shape[1]]

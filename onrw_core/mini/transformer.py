@@ -1,8 +1,7 @@
-"""Attention of the embedded model's UNet, with the seam through which probabilities are recorded or replaced.
+"""Transformer blocks of the embedded model's UNet, with attention that can be recorded or replaced.
 
 Layers are named as in latent diffusion (Rombach et al. 2022). A call of the UNet takes an :class:`AttentionProbe`,
-which may record the probabilities of any layer or put others in their place; the output is computed the same way
-whether or not anything is recorded.
+which may record or replace the probabilities of any layer; recording does not change how the output is computed.
 """
 
 from __future__ import annotations
@@ -10,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from einops import rearrange
+from torch import Tensor
+from torch.nn import GroupNorm, Identity, LayerNorm, Linear, Module, ModuleList, Sequential
 from torch.nn import functional as F
 
-from ..attention import probabilities
-from ..model import AttentionControl, AttentionMaps
+from ..diffusion.attention import probabilities
+from ..diffusion.model import AttentionControl, AttentionMaps
+from .layers import zeroed
 
 __all__ = ["NORM_GROUPS", "Attention", "AttentionProbe", "SpatialTransformer"]
 
@@ -27,9 +29,9 @@ class AttentionProbe:
     """Records or replaces attention probabilities during one call of the UNet.
 
     Attributes:
-        control: What to record and what to inject.
+        control: Maps to record and maps to inject.
         rows: Batch rows of the first conditioning; only these are recorded and replaced.
-        maps: What was recorded.
+        maps: The recorded maps.
     """
 
     control: AttentionControl
@@ -62,56 +64,56 @@ class AttentionProbe:
         return injected.mean(1, keepdim=True) if self.control.mean else injected
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """Multi-head attention of tokens (B,N,C) to themselves or to a context (B,M,K)."""
 
     def __init__(self, channels: int, context: int, head_channels: int) -> None:
         super().__init__()
         self.heads = channels // head_channels
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context, channels, bias=False)
-        self.to_v = nn.Linear(context, channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_k = Linear(context, channels, bias=False)
+        self.to_v = Linear(context, channels, bias=False)
+        self.to_out = Sequential(Linear(channels, channels))
         self.layer = ""
 
     def forward(self, x: Tensor, context: Tensor | None, size: tuple[int, int], probe: AttentionProbe | None) -> Tensor:
         source = x if context is None else context
         q, k, v = (
-            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            rearrange(y, "b tokens (heads d) -> b heads tokens d", heads=self.heads)
             for y in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
         if probe is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
             out = probe.attend(self.layer, "self" if context is None else "cross", size, q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out(rearrange(out, "b heads tokens d -> b tokens (heads d)"))
 
 
-class GatedProjection(nn.Module):
+class GatedProjection(Module):
     """Linear layer with a GELU gate (Shazeer 2020)."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(channels, out * 2)
+        self.proj = Linear(channels, out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
+class FeedForward(Module):
     """Gated feed-forward layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = channels * FEED_FORWARD_MULTIPLE
-        self.net = nn.Sequential(GatedProjection(channels, inner), nn.Identity(), nn.Linear(inner, channels))
+        self.net = Sequential(GatedProjection(channels, inner), Identity(), Linear(inner, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Module):
     """Self-attention, cross-attention to the text, feed-forward."""
 
     def __init__(self, channels: int, context: int, head_channels: int) -> None:
@@ -119,9 +121,9 @@ class TransformerBlock(nn.Module):
         self.attn1 = Attention(channels, channels, head_channels)
         self.ff = FeedForward(channels)
         self.attn2 = Attention(channels, context, head_channels)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.norm3 = nn.LayerNorm(channels)
+        self.norm1 = LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
 
     def forward(self, x: Tensor, context: Tensor, size: tuple[int, int], probe: AttentionProbe | None) -> Tensor:
         x = x + self.attn1(self.norm1(x), None, size, probe)
@@ -129,21 +131,19 @@ class TransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Module):
     """A transformer block on the positions of a feature map."""
 
     def __init__(self, channels: int, context: int, head_channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context, head_channels)])
-        self.proj_out = nn.Linear(channels, channels)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        self.norm = GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+        self.proj_in = Linear(channels, channels)
+        self.transformer_blocks = ModuleList([TransformerBlock(channels, context, head_channels)])
+        self.proj_out = zeroed(Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor, probe: AttentionProbe | None) -> Tensor:
         size = (x.shape[2], x.shape[3])
-        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        tokens = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block in self.transformer_blocks:
             tokens = block(tokens, context, size, probe)
-        return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, size)
+        return x + rearrange(self.proj_out(tokens), "b (h w) c -> b c h w", h=size[0], w=size[1])

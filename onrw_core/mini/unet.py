@@ -7,13 +7,16 @@ state dict loads there as it is (``UNetConfig.comfy()`` gives the matching ``une
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Conv2d, GroupNorm, Identity, Linear, Module, ModuleList, Sequential, SiLU
 from torch.nn import functional as F
 
+from .layers import zeroed
 from .transformer import NORM_GROUPS, Attention, AttentionProbe, SpatialTransformer
 
 __all__ = ["UNet", "UNetConfig"]
@@ -30,7 +33,7 @@ class UNetConfig:
         width: Channels of the first level, a multiple of 32.
         multiples: Channels of each level as a multiple of `width`; each level halves the resolution.
         blocks: Residual blocks per level.
-        attention: Whether each level has a transformer after its residual blocks (the middle always has).
+        attention: Whether each level has a transformer after its residual blocks (the middle always has one).
         head_channels: Channels per attention head.
         context: Width of the text tokens.
     """
@@ -48,7 +51,8 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
     def comfy(self) -> dict[str, Any]:
         """The ``unet_config`` with which ComfyUI's ``UNetModel`` has this structure."""
@@ -83,49 +87,45 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Module):
     """Two convolutions with the timestep embedding added between."""
 
     def __init__(self, channels: int, out: int, embedding: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(NORM_GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out, 3, padding=1)
-        )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out))
-        last = nn.Conv2d(out, out, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.out_layers = nn.Sequential(nn.GroupNorm(NORM_GROUPS, out), nn.SiLU(), nn.Identity(), last)
-        self.skip_connection = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
+        self.in_layers = Sequential(GroupNorm(NORM_GROUPS, channels), SiLU(), Conv2d(channels, out, 3, padding=1))
+        self.emb_layers = Sequential(SiLU(), Linear(embedding, out))
+        last = zeroed(Conv2d(out, out, 3, padding=1))
+        self.out_layers = Sequential(GroupNorm(NORM_GROUPS, out), SiLU(), Identity(), last)
+        self.skip_connection = Identity() if channels == out else Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(embedding)[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)
 
 
-class Downsample(nn.Module):
+class Downsample(Module):
     """Convolution with stride 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
 
-class Upsample(nn.Module):
+class Upsample(Module):
     """Nearest neighbour to the size of the skip connection that comes next, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
-class UNet(nn.Module):
+class UNet(Module):
     """Latent (B,C,h,w), timesteps (B,) and text tokens (B,T,K) -> the network's raw output (B,C,h,w)."""
 
     def __init__(self, config: UNetConfig | None = None) -> None:
@@ -134,29 +134,29 @@ class UNet(nn.Module):
         self.config = config
         width, levels = config.width, len(config.multiples)
         embedding = width * 4
-        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.time_embed = Sequential(Linear(width, embedding), SiLU(), Linear(embedding, embedding))
 
         def transformer(channels: int) -> SpatialTransformer:
             return SpatialTransformer(channels, config.context, config.head_channels)
 
-        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(config.channels, width, 3, padding=1)])])
+        self.input_blocks = ModuleList([ModuleList([Conv2d(config.channels, width, 3, padding=1)])])
         skips, channels = [width], width
         for level, multiple in enumerate(config.multiples):
             for _ in range(config.blocks):
-                layers: list[nn.Module] = [ResBlock(channels, width * multiple, embedding)]
+                layers: list[Module] = [ResBlock(channels, width * multiple, embedding)]
                 channels = width * multiple
                 if config.attention[level]:
                     layers.append(transformer(channels))
-                self.input_blocks.append(nn.ModuleList(layers))
+                self.input_blocks.append(ModuleList(layers))
                 skips.append(channels)
             if level < levels - 1:
-                self.input_blocks.append(nn.ModuleList([Downsample(channels)]))
+                self.input_blocks.append(ModuleList([Downsample(channels)]))
                 skips.append(channels)
 
-        self.middle_block = nn.ModuleList(
+        self.middle_block = ModuleList(
             [ResBlock(channels, channels, embedding), transformer(channels), ResBlock(channels, channels, embedding)]
         )
-        self.output_blocks = nn.ModuleList()
+        self.output_blocks = ModuleList()
         for level, multiple in reversed(list(enumerate(config.multiples))):
             for block in range(config.blocks + 1):
                 layers = [ResBlock(channels + skips.pop(), width * multiple, embedding)]
@@ -165,19 +165,22 @@ class UNet(nn.Module):
                     layers.append(transformer(channels))
                 if level and block == config.blocks:
                     layers.append(Upsample(channels))
-                self.output_blocks.append(nn.ModuleList(layers))
-        last = nn.Conv2d(width, config.channels, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.out = nn.Sequential(nn.GroupNorm(NORM_GROUPS, channels), nn.SiLU(), last)
+                self.output_blocks.append(ModuleList(layers))
+        last = zeroed(Conv2d(width, config.channels, 3, padding=1))
+        self.out = Sequential(GroupNorm(NORM_GROUPS, channels), SiLU(), last)
         for name, module in self.named_modules():
             if isinstance(module, Attention):
                 module.layer = name.replace(".transformer_blocks", "")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
+
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, probe: AttentionProbe | None = None) -> Tensor:
         embedding = self.time_embed(timestep_embedding(timesteps, self.config.width).to(x.dtype))
 
-        def run(layers: nn.ModuleList, h: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        def run(layers: Iterable[Module], h: Tensor, size: tuple[int, int] | None = None) -> Tensor:
             for layer in layers:
                 if isinstance(layer, ResBlock):
                     h = layer(h, embedding)
@@ -191,11 +194,11 @@ class UNet(nn.Module):
 
         h, skips = x, []
         for layers in self.input_blocks:
-            h = run(layers, h)
+            h = run(layers.children(), h)
             skips.append(h)
         h = run(self.middle_block, h)
         for layers in self.output_blocks:
             skip = skips.pop()
             size = (skips[-1].shape[2], skips[-1].shape[3]) if skips else None
-            h = run(layers, torch.cat([h, skip], dim=1), size)
+            h = run(layers.children(), torch.cat([h, skip], dim=1), size)
         return self.out(h)

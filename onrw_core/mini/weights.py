@@ -41,7 +41,7 @@ CHECKSUM_FILE = "SHA256SUMS"
 
 
 def export_module(module: nn.Module, path: Path, config: dict[str, Any]) -> None:
-    """Write a module's weights as float16 with its configuration, and note the checksum beside the file."""
+    """Write a module's weights as float16 with its configuration, and record its checksum in `CHECKSUM_FILE`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in module.state_dict().items()}
     temporary = path.with_suffix(".tmp")
@@ -67,11 +67,11 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """State dict (float16) and configuration of a weight file whose checksum agrees.
+    """State dict (float16) and configuration of a weight file, whose checksum is verified.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: the file's checksum differs or is not listed, or it holds no configuration.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file's checksum differs or is not listed, or it has no configuration.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; install the package again, or train it with `onrw train mini`")
@@ -88,7 +88,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _frozen(build: Callable[[], Module], state: dict[str, torch.Tensor], device: str | torch.device) -> Module:
-    """Build a module, fill it, freeze it; the caller's random state stays as it is."""
+    """Build a module, load its weights and freeze it, without a change to the global random state."""
     with torch.random.fork_rng(devices=[]):
         module = build()
     module.load_state_dict(state)
@@ -98,7 +98,7 @@ def _frozen(build: Callable[[], Module], state: dict[str, torch.Tensor], device:
 def load_autoencoder(
     folder: Path = WEIGHTS, device: str | torch.device = "cpu", foreign: bool = False
 ) -> PatchAutoencoder:
-    """The embedded autoencoder, or the foreign one of the regeneration attacks; frozen, float32."""
+    """The embedded autoencoder, or the separate one for regeneration attacks; frozen, float32."""
     state, config = _read(folder / (FOREIGN_FILE if foreign else AUTOENCODER_FILE))
     return _frozen(lambda: PatchAutoencoder(**config), state, device)
 

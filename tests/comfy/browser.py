@@ -1,4 +1,4 @@
-"""A headless Chromium with ComfyUI's page open, driven over the DevTools protocol."""
+"""A headless Chromium with a page open, ComfyUI's by default, driven over the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -36,17 +36,23 @@ def executable() -> str | None:
 
 
 class Browser:
-    """One page."""
+    """One page.
 
-    def __init__(self, url: str) -> None:
-        self.folder = tempfile.TemporaryDirectory()
+    Args:
+        url: Its address.
+        ready: JavaScript that is true when the page can be used.
+        settle: Seconds to wait after that: ComfyUI goes on loading extensions.
+    """
+
+    def __init__(self, url: str, ready: str = READY, settle: float = 2) -> None:
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
             [executable(), *FLAGS, f"--user-data-dir={self.folder.name}", url],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         port_file = Path(self.folder.name) / "DevToolsActivePort"
-        self._wait(port_file.is_file, 30)
+        self._wait(lambda: port_file.is_file() and port_file.read_text(), 30)
         port = port_file.read_text().split()[0]
         pages: list[dict] = []
 
@@ -58,8 +64,19 @@ class Browser:
         self._wait(page, 30)
         self.socket = websocket.create_connection(pages[0]["webSocketDebuggerUrl"], timeout=120)
         self.ids = itertools.count(1)
-        self._wait(lambda: self.run(READY), 60)
-        time.sleep(2)  # the page goes on loading extensions
+        self._wait(lambda: self._is(ready), 180)
+        time.sleep(settle)
+
+    def _is(self, expression: str) -> bool:
+        """Whether an expression is true; false while the page is still being opened."""
+        try:
+            return bool(self.run(expression))
+        except RuntimeError:
+            return False
+
+    def wait_for(self, expression: str, seconds: float = 60) -> None:
+        """Wait until a JavaScript expression is true."""
+        self._wait(lambda: self.run(expression), seconds)
 
     @staticmethod
     def _wait(condition: Any, seconds: float) -> None:
@@ -76,6 +93,8 @@ class Browser:
         while True:
             answer = json.loads(self.socket.recv())
             if answer.get("id") == number:
+                if "error" in answer:
+                    raise RuntimeError(answer["error"]["message"])
                 return answer["result"]
 
     def run(self, expression: str) -> Any:

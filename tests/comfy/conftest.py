@@ -1,18 +1,21 @@
-"""Fixtures that need a real ComfyUI: its modules in this process, and its server in another one.
+"""Tests in every ComfyUI that is found, each under its own interpreter (see installation.py).
 
-ComfyUI is looked for where the environment variable COMFYUI_PATH says, then in the installation that this pack lies in
-(ComfyUI/custom_nodes/...), then in ~/comfy/ComfyUI, where comfy-cli puts it. Without one, or without the packages of
-requirements.txt next to this file, these tests are skipped and say what is missing.
+`pytest tests/comfy` collects as usual, once for each ComfyUI, and hands the tests of each to a pytest in its
+interpreter, which reports them one by one (see remote.py). In there the fixtures below give ComfyUI's modules, toy
+models, and a server in another process. Where there is no ComfyUI, or no interpreter for it, the tests are skipped and
+say how to get one.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +25,8 @@ import torch
 HERE = Path(__file__).parent
 PACK = HERE.parents[1]
 PACK_NAME = "onrw_pack"
-NEEDED = ("aiohttp", "av", "comfyui_frontend_package", "torchsde", "torchvision", "transformers")
+CURRENT = "ONRW_TEST_COMFYUI"
+"""Environment variable of the inner pytest: name and folder of the ComfyUI that it runs in."""
 
 
 def load(name: str, path: Path) -> ModuleType:
@@ -39,29 +43,102 @@ def load(name: str, path: Path) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="session")
-def comfy_root() -> Path:
-    named = os.environ.get("COMFYUI_PATH")
-    places = [Path(named)] if named else [PACK.parents[1], Path.home() / "comfy" / "ComfyUI"]
-    found = next((place for place in places if (place / "comfy" / "sd.py").is_file()), None)
-    if found is None:
-        pytest.skip(
-            f"no ComfyUI in {' or '.join(map(str, places))}: clone github.com/Comfy-Org/ComfyUI there, "
-            "or name its folder in COMFYUI_PATH"
-        )
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(
-            f"ComfyUI is in {found}, but this environment lacks {', '.join(missing)}: "
-            "pip install --no-deps torchvision==0.28.0, then -r tests/comfy/requirements.txt"
-        )
+installation = load("onrw_installation", HERE / "installation.py")
+remote = load("onrw_remote", HERE / "remote.py")
+
+
+def named_installations() -> dict[str, installation.Installation]:
+    """Installations by the name that test ids give them: the version, numbered where there are several of one."""
+    found: dict[str, installation.Installation] = {}
+    for one in installation.installations():
+        same = sum(other.version == one.version for other in found.values())
+        found[one.version if not same else f"{one.version} ({same + 1})"] = one
     return found
+
+
+INSIDE = CURRENT in os.environ
+INSTALLATIONS = {} if INSIDE else named_installations()
+if INSIDE:
+    remote.stop_with_parent()
+PARAMETERS = [os.environ[CURRENT].partition("=")[0]] if INSIDE else [*INSTALLATIONS] or ["no ComfyUI"]
+RUNS = pytest.StashKey[dict]()
+OUTCOMES = pytest.StashKey[dict]()
+
+
+@pytest.fixture(scope="session", autouse=True, params=PARAMETERS)
+def comfy_root(request: pytest.FixtureRequest) -> Path:
+    """The folder of ComfyUI."""
+    if INSIDE:
+        return Path(os.environ[CURRENT].partition("=")[2])
+    if request.param in INSTALLATIONS:
+        pytest.skip(problem(INSTALLATIONS[request.param]))
+    pytest.skip(installation.absence())
+
+
+@functools.cache
+def problem(one: installation.Installation) -> str | None:
+    """Why tests cannot run on an installation; None if they can."""
+    try:
+        _ = one.environment
+    except installation.Unusable as error:
+        return str(error)
+    return None
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Have a test run in its ComfyUI's interpreter."""
+    if INSIDE or HERE not in item.path.parents:
+        return None
+    name = item.callspec.params["comfy_root"]
+    if name not in INSTALLATIONS or problem(INSTALLATIONS[name]):
+        return None  # runs here, up to the fixture that skips it
+    runs = item.config.stash.setdefault(RUNS, {})
+    if name not in runs:
+        one = INSTALLATIONS[name]
+        ids = [
+            other.nodeid
+            for other in item.session.items
+            if HERE in other.path.parents and other.callspec.params["comfy_root"] == name
+        ]
+        environment = {**one.environment, CURRENT: f"{name}={one.path}"}
+        runs[name] = remote.Remote(one.python, environment, item.config.rootpath, ids)
+    counts = item.config.stash.setdefault(OUTCOMES, {}).setdefault(name, Counter())
+    counts.update(remote.replay(item, runs[name]))
+    return True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if INSIDE:
+        remote.write(item.config, report)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    for run in session.config.stash.get(RUNS, {}).values():
+        run.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which installations the tests ran on."""
+    if INSIDE:
+        return
+    terminalreporter.section("ComfyUI")
+    if not INSTALLATIONS:
+        terminalreporter.line(f"none: {installation.absence()}")
+    for name, one in INSTALLATIONS.items():
+        counts = config.stash.get(OUTCOMES, {}).get(name)
+        if counts:
+            text = ", ".join(f"{number} {outcome}" for outcome, number in counts.items()) + f" with {one.python}"
+        else:
+            text = f"not run: {problem(one) or 'none of its tests'}"
+        terminalreporter.line(f"{name} in {one.path}: {text}")
 
 
 @pytest.fixture(scope="session")
 def comfy(comfy_root: Path) -> ModuleType:
     """ComfyUI's modules, on the CPU."""
-    load("onrw_torchvision_shim", HERE / "shim" / "sitecustomize.py")
     sys.path.insert(0, str(comfy_root))
     import comfy.options  # noqa: F401  (before cli_args: leaves pytest's arguments alone)
     from comfy.cli_args import args
@@ -135,7 +212,44 @@ def checkpoint(files: Path, stock: ModuleType) -> tuple:
 
 
 @pytest.fixture(scope="session")
-def server(base: Path, comfy_root: Path) -> Iterator[ModuleType]:
-    running = load("onrw_server", HERE / "server.py").Server(comfy_root, base, HERE / "shim")
+def prompts(checkpoint, stock):
+    with torch.inference_mode():
+        encode = stock.CLIPTextEncode().encode
+        return encode(checkpoint[1], "a cat")[0], encode(checkpoint[1], "")[0]
+
+
+@pytest.fixture(scope="session")
+def with_lora(checkpoint, stock):
+    with torch.inference_mode():
+        return stock.LoraLoaderModelOnly().load_lora_model_only(checkpoint[0], "tiny.safetensors", 1.0)[0]
+
+
+@pytest.fixture(scope="session")
+def with_control(prompts, stock):
+    with torch.inference_mode():
+        net = stock.ControlNetLoader().load_controlnet("tiny.safetensors")[0]
+        image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(1))
+        return stock.ControlNetApplyAdvanced().apply_controlnet(*prompts, net, image, 1.0, 0.0, 1.0)
+
+
+@pytest.fixture(scope="session")
+def sampled(stock: ModuleType) -> Callable[..., torch.Tensor]:
+    """A stock KSampler, as users run it: its latent for a MODEL and two prompts."""
+
+    def sample(model, positive, negative):
+        with torch.inference_mode():
+            latent = {"samples": torch.zeros(1, 4, 16, 16)}
+            return stock.common_ksampler(model, 3, 2, 4.5, "euler", "normal", positive, negative, latent)[0]["samples"]
+
+    return sample
+
+
+@pytest.fixture(scope="session")
+def server(base: Path, comfy_root: Path, core: ModuleType) -> Iterator[ModuleType]:
+    """A server whose key is always the same: a weak mark's wrong bits depend on the key."""
+    keys = base / "user" / "__onrw_keys"
+    keys.mkdir(parents=True, exist_ok=True)
+    core.Key(bytes(range(32))).save(keys / "default.key")
+    running = load("onrw_server", HERE / "server.py").Server(comfy_root, base)
     yield running
     running.close()

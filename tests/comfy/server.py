@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,8 +10,11 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 START_SECONDS = 180
 RUN_SECONDS = 600
@@ -25,23 +27,26 @@ class Server:
         url: Where it listens.
         base: Its base directory; images go to `base`/output.
         log: What it printed so far.
+
+    Args:
+        root: ComfyUI's folder.
+        base: See above.
+        device: Arguments that choose where it computes and with how much memory.
     """
 
-    def __init__(self, root: Path, base: Path, shim: Path) -> None:
+    def __init__(self, root: Path, base: Path, device: Sequence[str] = ("--cpu",)) -> None:
         self.base = base
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        arguments = ["--cpu", "--base-directory", str(base), "--port", str(port), "--disable-api-nodes"]
+        arguments = [*device, "--base-directory", str(base), "--port", str(port), "--disable-api-nodes"]
         arguments += ["--database-url", "sqlite:///:memory:", "--preview-method", "auto"]
-        path = os.pathsep.join(filter(None, [str(shim), os.environ.get("PYTHONPATH", "")]))
         self.log_path = base / "server.log"
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "main.py", *arguments],
                 cwd=root,
-                env={**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -54,6 +59,12 @@ class Server:
     @property
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What it has used of the processor; other work on the machine does not count."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
 
     def _answers(self) -> bool:
         try:

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 SIZE = 128
-NOTHING = {"message_weight": -1.0, "image_weight": -1.0, "attention_weight": -1.0, "attacks": 1}
-FAST = {"preset": "fast", "iterations": 4, "target_psnr": 42.0, "seed": 1, **NOTHING}
+FAST = {"preset": "fast", "tuning": "custom", "iterations": 4, "attacks": 1, "target_psnr": 42.0, "seed": 1}
+CUSTOM = {"strength": "custom", "quality": 70.0}
+PLAIN = {"text": "", "strength": "balanced", "quality": 90.0, "preset": "quick", "size": SIZE, "public_label": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,11 @@ def mini(nodes):
 
 
 @pytest.fixture(scope="module")
-def key(nodes, files):
-    return nodes.Key(source="file", name="test", create=True)[0]
+def key(nodes, files, core):
+    folder = files / "user" / "__onrw_keys"
+    folder.mkdir(exist_ok=True)
+    importlib.import_module(f"{core.__name__}.payload.keys").Key(bytes(range(32))).save(folder / "test.key")
+    return nodes.Key(source="file", name="test", create=False)[0]
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +79,10 @@ def invert(nodes, mini, prompts, stock):
             latent = stock.VAEEncode().encode(mini[2], image)[0]
         settings = {
             "preset": "fast",
+            "schedule": "custom",
             "steps": 2,
-            "start_sigma": 0.0,
-            "guidance": 0.0,
+            "start_sigma": 0.2,
+            "guidance": 1.0,
             "method": "as preset",
             "inner_steps": 3,
             "convention": "source",
@@ -107,10 +113,19 @@ def watermark(nodes, mini, inversion, image, extractor, message):
 
 
 def denoise(nodes, mini, watermark, image, **changes):
-    settings = dict.fromkeys(("composition", "pseudo_mask", "attention"), "as optimised") | {"target_psnr": 0.0}
+    settings = dict.fromkeys(("composition", "strength", "pseudo_mask", "attention"), "as optimised") | {
+        "quality": 90.0,
+        "target_psnr": 0.0,
+    }
     return nodes.ConstrainedDenoise(
         model=mini[0], vae=mini[2], watermark=watermark, image=image, **(settings | changes)
     )
+
+
+def extracted(nodes, image, extractor, message):
+    """The text that Read Watermark gives for an image that carries `message`."""
+    text, detected, _, match, *_ = nodes.Read(image=image, extractor=extractor, target_fpr=1e-6, message=message)
+    return text if detected and match else None
 
 
 def decibels(a, b):
@@ -137,24 +152,48 @@ def test_inversion_is_retraced(nodes, mini, inversion, image, stock):
     assert decibels(sample(nodes, mini, records, "original", stock), plain) > 28
 
 
-def test_null_text_brings_guided_sampling_back(invert, image):
+def test_null_text_brings_guided_sampling_back(nodes, mini, invert, image, stock):
     strong = {"guidance": 4.5, "start_sigma": 2.0, "steps": 3}
-    (plain,) = invert(image[:1], method="ddim", **strong)[0]
-    (better,) = invert(image[:1], method="null-text", inner_steps=10, **strong)[0]
-    assert plain.null_embeddings is None
-    assert better.null_embeddings.shape[0] == 3 and better.null_embeddings.is_inference() is False
+    plain = invert(image[:1], method="ddim", **strong)[0]
+    better = invert(image[:1], method="null-text", inner_steps=10, **strong)[0]
+    assert plain[0].null_embeddings is None
+    assert better[0].null_embeddings.shape[0] == 3 and better[0].null_embeddings.is_inference() is False
+    with torch.inference_mode():
+        decoded = stock.VAEDecode().decode(mini[2], stock.VAEEncode().encode(mini[2], image[:1])[0])[0]
+    far, near = (decibels(sample(nodes, mini, record, "original", stock), decoded) for record in (plain, better))
+    assert near > far + 3
 
 
-def test_marked_image_meets_its_target_and_keeps_its_size(nodes, mini, watermark, image):
+def test_marked_image_meets_its_target_and_is_read(nodes, mini, watermark, image, extractor, message, caplog):
     marked, area, latent, residual = denoise(nodes, mini, watermark[0], image[:1])
     assert marked.shape == image[:1].shape and residual.shape == marked.shape
     assert area.shape == (1, SIZE, SIZE) and area.min() == 1
     assert latent["samples"].shape == (1, 16, SIZE // 8, SIZE // 8)
     assert 41.9 <= decibels(marked, image[:1])
+    assert extracted(nodes, marked, extractor, message) == "c0ffee"
     large = torch.nn.functional.interpolate(image[:1].movedim(-1, 1), (300, 301), mode="bicubic").clamp(0, 1)
     bigger = denoise(nodes, mini, watermark[0], large.movedim(1, -1), target_psnr=38.0)[0]
     assert bigger.shape == (1, 300, 301, 3)
     assert abs(decibels(bigger, large.movedim(1, -1)) - 38) < 0.1
+    assert extracted(nodes, bigger, extractor, message) == "c0ffee"
+    assert "cannot be read" not in caplog.text
+
+
+def test_stages_warn_where_the_watermark_cannot_be_read(
+    nodes, mini, inversion, watermark, image, extractor, message, caplog
+):
+    denoise(nodes, mini, watermark[0], image[:1], target_psnr=60.0)
+    assert "Denoise Watermark: the watermark cannot be read from the image; " in caplog.text
+    nodes.OptimizeNoise(
+        model=mini[0],
+        vae=mini[2],
+        inversion=inversion[0],
+        image=image[:1],
+        extractor=extractor,
+        message=message,
+        **{**FAST, "target_psnr": 60.0},
+    )
+    assert "Optimize Watermark Noise: the watermark cannot be read from the image; " in caplog.text
 
 
 def test_sampler_graph_draws_the_same_picture(nodes, mini, watermark, image, stock):
@@ -165,6 +204,8 @@ def test_sampler_graph_draws_the_same_picture(nodes, mini, watermark, image, sto
         decoded_marked=marked,
         decoded_original=original,
         mode="residual",
+        strength="balanced",
+        quality=90.0,
         target_psnr=42.0,
         luma_only=True,
     )
@@ -217,30 +258,102 @@ def test_mask_limits_the_area(nodes, mini, inversion, image, extractor, message)
     assert area[:, :, : SIZE // 2 - 8].min() > 0.9 and area[:, :, SIZE // 2 + 8 :].max() < 0.1
 
 
-def test_batches_have_a_seed_and_an_id_each(nodes, mini, image, key, extractor):
+def test_random_ids_of_a_batch(nodes, image, key):
     message, bits = nodes.Message(key=key, kind="random id", value="", num_bits="48", seed=5, images=image)
     assert len(message) == 2 and len(set(bits.splitlines())) == 2
-    inputs = {
-        "model": mini[0],
-        "vae": mini[2],
-        "clip": mini[1],
-        "prompt": "",
-        "size": SIZE,
-        "extractor": extractor,
-        "message": message,
-        **FAST,
-    }
-    marked, report = nodes.Watermark(image=image, **inputs)
+
+
+def test_embed_marks_each_image_of_a_batch_with_its_own_seed_and_id(nodes, image, key):
+    marked, report = nodes.Embed(image=image, key=key, seed=1, **PLAIN)
     assert marked.shape == image.shape
     lines = [json.loads(line) for line in report.splitlines()]
-    assert [line["bits"] for line in lines] == bits.splitlines()
-    assert all(line["psnr"] > 41.9 for line in lines)
-    alone, _ = nodes.Watermark(image=image[1:], **{**inputs, "message": message[1:], "seed": FAST["seed"] + 1})
-    assert torch.equal(alone[0], marked[1])
+    assert all(line["readable"] and line["ssimulacra2"] > 89.9 for line in lines)
+    assert len({line["message"] for line in lines}) == 2
+    alone, other = nodes.Embed(image=image[1:], key=key, seed=2, **PLAIN)
+    assert torch.equal(alone[0], marked[1]) and json.loads(other)["message"] == lines[1]["message"]
+    seen = {nodes.Read(image=one[None], key=key, target_fpr=1e-6)[0] for one in marked}
+    assert seen == {line["message"] for line in lines}
+
+
+def test_a_clip_has_one_watermark_that_moves_with_the_scene(nodes, image, key):
+    frames = torch.stack([image[0].roll(-6 * number, 1)[:, : SIZE - 32] for number in range(3)])
+    inputs = {**PLAIN, "image": frames, "key": key, "seed": 0, "frames": "one clip"}
+    marked, report = nodes.Embed(**inputs)
+    line = json.loads(report)
+    assert marked.shape == frames.shape and line["readable"] and line["ssimulacra2"] > 89.9
+    before, after = (marked - frames)[:2]
+    along = torch.nn.functional.cosine_similarity(before[:, 6:].flatten(), after[:, :-6].flatten(), dim=0)
+    assert along > 0.8
+    text, detected, log10_p, _, _, readings, straight = nodes.Read(
+        image=marked, key=key, target_fpr=1e-6, frames="one clip"
+    )
+    assert text == line["message"] and detected and len(readings.splitlines()) == 1
+    assert straight.shape[0] == 3
+    again, report = nodes.Embed(**{**inputs, "image": marked})
+    assert torch.equal(again, marked) and json.loads(report)["already_marked"]
+
+
+def test_an_image_that_is_marked_already_is_left_unchanged(nodes, image, key, caplog):
+    marked, _ = nodes.Embed(image=image[:1], key=key, seed=0, **{**PLAIN, "strength": "strong"})
+    again, report = nodes.Embed(image=torch.cat([marked, image[1:]]), key=key, seed=0, **PLAIN)
+    first, second = map(json.loads, report.splitlines())
+    assert torch.equal(again[0], marked[0]) and first["already_marked"] and first["detected"]
+    assert not torch.equal(again[1], image[1]) and "already_marked" not in second
+    assert "images 0 (from 0): marked already with this key, left unchanged" in caplog.text
+    with torch.inference_mode():
+        saved = nodes.classes["SaveImage"].execute(
+            images=marked, key=key, format="PNG", filename_prefix="again", file_quality=95, note="for Bob", **PLAIN
+        )
+    (card,), (file,) = saved.ui["onrw"], saved.ui["images"]
+    assert card["state"] == "warning" and card["lines"][0] == "Marked already with this key; the image is unchanged."
+    assert "The note is not kept" in " ".join(card["lines"]) and file["filename"].startswith("again")
+    assert torch.equal(saved.args[0], marked)
+
+
+def test_embed_with_a_model_of_ones_own(nodes, checkpoint, prompts, image, key, stock):
+    with torch.inference_mode():
+        prompt = stock.CLIPTextEncode().encode(checkpoint[1], "a cat")[0]
+    own = {"model": checkpoint[0], "vae": checkpoint[2]}
+    inputs = {**PLAIN, "image": image[:1], "key": key, "seed": 0, "preset": "fast"} | CUSTOM
+    marked, report = nodes.Embed(**inputs, **own, prompt=prompt)
+    assert marked.shape == image[:1].shape and json.loads(report)["ssimulacra2"] > 69.9
+    with pytest.raises(ValueError, match="connect `model`, `vae` and `prompt`"):
+        nodes.Embed(**inputs, **own)
+
+
+def test_strengths_order_the_visible_quality(nodes, image, key):
+    found = {}
+    for strength in ("subtle", "balanced", "strong"):
+        report = nodes.Embed(image=image[:1], key=key, seed=0, **{**PLAIN, "strength": strength})[1]
+        found[strength] = json.loads(report)["ssimulacra2"]
+    assert found["subtle"] >= 95 and found["balanced"] >= 90 and found["strong"] >= 80
+    assert found["subtle"] > found["balanced"] > found["strong"]
+
+
+def test_audit_of_an_image_alone(nodes, image, key):
+    marked, _ = nodes.Embed(image=image[:1], key=key, seed=0, **{**PLAIN, "strength": "strong"})
+    _, _, report = nodes.Audit(image=marked, key=key, suite="onrw12", seed=0)
+    entries = json.loads(report)["attacks"]
+    assert entries[0]["bit_accuracy"] == 1 and len(entries) == 13
+    with pytest.raises(ValueError, match="image: it carries no watermark"):
+        nodes.Audit(image=image[:1], key=key, suite="onrw12", seed=0)
+
+
+def test_folders_stay_inside_the_input_folder(nodes, files):
+    place = files / "input" / "mine"
+    place.mkdir(exist_ok=True)
+    for name, colours in (("b.png", "RGBA"), ("a.jpg", "RGB")):
+        Image.new(colours, (80, 70)).save(place / name)
+    (place / "notes.txt").write_text("")
+    images, names = nodes.LoadFolder(folder="mine", pattern="*")
+    assert names == ["a", "b"] and [tuple(one.shape) for one in images] == [(1, 70, 80, 3), (1, 70, 80, 4)]
+    for folder in ("..", "/", "absent"):
+        with pytest.raises(ValueError, match="no folder inside"):
+            nodes.LoadFolder(folder=folder, pattern="*")
 
 
 def test_extract_of_an_unmarked_image(nodes, image, extractor, message):
-    text, detected, log10_p, match, accuracy, report, straight = nodes.Extract(
+    text, detected, log10_p, match, accuracy, report, straight = nodes.Read(
         image=image, extractor=extractor, target_fpr=1e-6, message=message
     )
     assert not detected and not match
@@ -248,6 +361,60 @@ def test_extract_of_an_unmarked_image(nodes, image, extractor, message):
     assert len(report.splitlines()) == 2 and straight.shape == image.shape
     entry = json.loads(report.splitlines()[0])
     assert entry["text"] is None and entry["id"] is None and len(entry["bits"]) == 48
+
+
+@pytest.fixture
+def decoder(nodes, key, files, monkeypatch):
+    """A HiDDeN decoder in models/watermark_extractors, and a function that makes it read bits from an image."""
+    import folder_paths
+
+    folder, generator, bits = files / "models" / "decoders", torch.Generator().manual_seed(0), 128
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "watermark_extractors", ([str(folder)], {".pth"}))
+    state = {
+        "layers.0.layers.0.weight": torch.randn(8, 3, 3, 3, generator=generator),
+        "layers.0.layers.0.bias": torch.zeros(8),
+        "layers.0.layers.1.weight": torch.ones(8),
+        "layers.0.layers.1.bias": torch.zeros(8),
+        "layers.0.layers.1.running_mean": torch.zeros(8),
+        "layers.0.layers.1.running_var": torch.ones(8),
+        "linear.weight": torch.randn(bits, 8, generator=generator),
+    }
+
+    def load(image, said):
+        def reader(bias):
+            torch.save({**state, "linear.bias": bias}, folder / "decoder.pth")
+            return nodes.LoadExtractor(key=key, extractor="decoder.pth", allow_torchscript=False)[0]
+
+        logits = reader(torch.zeros(bits)).extractor.logits(image.movedim(-1, 1))[0]
+        return reader((2.0 * said - 1) - logits)
+
+    return load
+
+
+def test_a_third_party_decoder_detects_its_message(nodes, image, key, decoder):
+    """All 128 bits of a message are right: by chance that happens to one image in 10^16."""
+    message = nodes.Message(key=key, kind="hex id", value="c0ffee", num_bits="128", seed=0)[0]
+    text, detected, log10_p, match, accuracy, report, straight = nodes.Read(
+        image=image[:1], extractor=decoder(image[:1], message[0].bits), target_fpr=1e-6, message=message
+    )
+    assert detected and text == message[0].value and -17 < log10_p < -16
+    assert match and accuracy == 1 and torch.equal(straight, image[:1])
+    assert json.loads(report)["id"] == message[0].value and "geometry" not in json.loads(report)
+
+
+def test_a_third_party_decoder_finds_nothing_in_other_bits(nodes, image, key, decoder):
+    message = nodes.Message(key=key, kind="hex id", value="c0ffee", num_bits="128", seed=0)[0]
+    text, detected, log10_p, match, accuracy, *_ = nodes.Read(
+        image=image[:1], extractor=decoder(image[:1], 1 - message[0].bits), target_fpr=1e-6, message=message
+    )
+    assert not detected and "nothing found" in text and log10_p == 0 and not match and accuracy == 0
+
+
+def test_a_message_of_another_size_is_refused(nodes, mini, image, message, decoder, inversion):
+    inputs = {"model": mini[0], "vae": mini[2], "inversion": inversion[0], "image": image[:1], **FAST}
+    with pytest.raises(ValueError, match="it has 48 bits .* reads 128; set num_bits .* to 128"):
+        nodes.OptimizeNoise(extractor=decoder(image[:1], torch.zeros(128)), message=message, **inputs)
 
 
 def test_report_names_the_tokens_of_the_mask(nodes, watermark):
@@ -284,19 +451,28 @@ def test_saved_inversions_load_again(nodes, inversion, files, monkeypatch):
 def test_a_controlnet_has_to_be_connected_again(nodes, mini, inversion, image, extractor, message, tmp_path):
 
     record = inversion[0][0]
-    replace(record, requires_positive=True).save(tmp_path / "kept.safetensors")
-    loaded = type(record).load(tmp_path / "kept.safetensors")
-    with pytest.raises(ValueError, match="positive: .*ControlNet"):
-        nodes.Guider(model=mini[0], record=(loaded,), branch="original")
-    nodes.Guider(model=mini[0], record=(loaded,), branch="original", positive=[[record.positive.embeddings, {}]])
+    opaque = replace(
+        record.positive, opaque=[[record.positive.embeddings, {"control": object()}]], missing=("control",)
+    )
+    for part, name in (("positive", "positive"), ("null", "negative")):
+        replace(record, **{part: opaque}).save(tmp_path / "kept.safetensors")
+        loaded = type(record).load(tmp_path / "kept.safetensors")
+        with pytest.raises(ValueError, match=f"{name}: .*control"):
+            nodes.Guider(model=mini[0], record=(loaded,), branch="original")
+        again = {name: [[record.positive.embeddings, {}]]}
+        nodes.Guider(model=mini[0], record=(loaded,), branch="original", **again)
 
 
 def test_keys_are_files_and_never_overwritten(nodes, files, monkeypatch):
     first = nodes.Key(source="file", name="mine", create=True)[0]
     assert nodes.Key(source="file", name="mine", create=True)[0].fingerprint == first.fingerprint
     assert (files / "user" / "__onrw_keys" / "mine.key").stat().st_mode & 0o077 == 0
-    with pytest.raises(ValueError, match="onrw key new|no such|No such"):
+    with pytest.raises(ValueError, match="absent.*; switch `create` on"):
         nodes.Key(source="file", name="absent", create=False)
+    (files / "user" / "__onrw_keys" / "bad.key").write_text("onrw-key-1:00")
+    with pytest.raises(ValueError) as caught:
+        nodes.Key(source="file", name="bad", create=True)
+    assert "onrw key" not in str(caught.value)
     assert nodes.classes["Key"].validate_inputs(name="../escape") is not True
     monkeypatch.setenv("ONRW_KEY", first.text())
     source = nodes.classes["Key"].define_schema().inputs[0].options[1]
@@ -306,17 +482,22 @@ def test_keys_are_files_and_never_overwritten(nodes, files, monkeypatch):
 
 def test_messages_that_do_not_fit_are_refused_before_the_run(nodes):
     check = nodes.classes["Message"].validate_inputs
-    assert check(kind="text", value="ONRW", num_bits="auto") is True
-    assert "bits" in check(kind="text", value="x" * 100, num_bits="auto")
-    assert "hexadecimal" in check(kind="hex id", value="xyz", num_bits="auto")
+    assert check(value="ONRW") is True and check(value="0123456789abcdef01") is True
+    assert "too long" in check(value="x" * 100)
+    with pytest.raises(ValueError, match="hexadecimal"):
+        nodes.Message(kind="hex id", value="xyz", num_bits="auto", seed=0)
+    for name in ("SaveImage", "Embed"):
+        assert nodes.classes[name].validate_inputs(text="Ann 5") is True
+        assert "too long" in nodes.classes[name].validate_inputs(text="x" * 100)
 
 
-def test_decoders_of_others_get_the_attacks_that_they_can_stand(pack, extractor):
-    settings = importlib.import_module(f"{pack.__name__}.nodes.optimise").marking_settings
-    theirs = replace(extractor, source="rivagan")
-    assert settings("fast", extractor, mix="all").mix == "all" and settings("fast", theirs, mix="all").mix == "upright"
-    assert settings("fast", theirs, mix="values").mix == "values" and not settings("fast", theirs).visibility
-    assert settings("fast", theirs, iterations=3).iterations == 3 and settings("fast", theirs).iterations > 3
+def test_third_party_decoders_get_the_attacks_that_they_can_stand(pack, extractor, decoder, image):
+    settings = importlib.import_module(f"{pack.__name__}.nodes.inputs").marking_settings
+    keyed, other = extractor.extractor, decoder(image[:1], torch.zeros(128)).extractor
+    assert settings("fast", keyed, mix="all").mix == "all" and settings("fast", other, mix="all").mix == "upright"
+    assert settings("fast", other, mix="values").mix == "values" and not settings("fast", other).visibility
+    three = settings("fast", other, tuning="custom", iterations=3)
+    assert three.iterations == 3 and settings("fast", other).iterations > 3
 
 
 def test_attacks(nodes, image):
@@ -327,9 +508,8 @@ def test_attacks(nodes, image):
         for seed in (0, 0, 1)
     ]
     assert torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[2])
-    check = nodes.classes["Attack"].validate_inputs
-    assert check(attack="jpeg", default_strength=False, strength=50.0) is True
-    assert "out of range" in check(attack="jpeg", default_strength=False, strength=500.0)
+    with pytest.raises(ValueError, match="out of range"):
+        nodes.Attack(image=image, attack="jpeg", default_strength=False, strength=500.0, seed=0)
 
 
 def test_wrong_partners_are_errors_that_say_so(
@@ -339,7 +519,7 @@ def test_wrong_partners_are_errors_that_say_so(
         denoise(nodes, (checkpoint[0], None, checkpoint[2]), watermark[0], image[:1])
     with pytest.raises(ValueError, match="another shape"):
         denoise(nodes, mini, watermark[0], image[:1, : SIZE // 2])
-    with pytest.raises(ValueError, match="inversion: 3 of them for 2 images"):
+    with pytest.raises(ValueError, match="inversion: there are 3 for 2 images"):
         nodes.OptimizeNoise(
             model=mini[0],
             vae=mini[2],
@@ -348,8 +528,4 @@ def test_wrong_partners_are_errors_that_say_so(
             extractor=extractor,
             message=message,
             **FAST,
-        )
-    with pytest.raises(ValueError, match="positive: connect"):
-        nodes.Watermark(
-            model=mini[0], vae=mini[2], image=image, extractor=extractor, message=message, prompt="", size=SIZE, **FAST
         )

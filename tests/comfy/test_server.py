@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import websocket
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 API = ROOT / "workflows" / "api"
-SLOWEST = 180  # seconds for one workflow
+REMEDY = "choose the strength strong, a shorter text, or a larger mask"
+EMBED = "Embed Watermark (Sign Image)"
+TABLE = [line for line in (ROOT / "docs" / "nodes.md").read_text("utf-8").splitlines() if line.startswith("| `ONRW_")]
+SIZE = 512  # working size of marking in these tests, pixels: a text is not read from smaller ones
+SMALL = {"size": 256, "strength": "strong", "text": ""}  # an id is, at this strength, and its search ends at once
+SLOWEST = 180  # seconds of the processor for one workflow
 
 
 def workflow(name):
@@ -32,10 +37,10 @@ def tools():
 
 def finished(server, tools, prompt):
     """Outputs by node title, of a prompt that ran to its end."""
-    start = time.monotonic()
+    start = server.cpu_seconds
     entry = server.run(prompt)
     assert entry["status"]["status_str"] == "success", tools.failure(entry)
-    assert time.monotonic() - start < SLOWEST
+    assert server.cpu_seconds - start < SLOWEST
     return {node["_meta"]["title"]: entry["outputs"].get(number, {}) for number, node in prompt.items()}
 
 
@@ -43,8 +48,24 @@ def pixels(path):
     return np.asarray(Image.open(path).convert("RGB")).astype(np.float64) / 255
 
 
-def original(server):
-    return pixels(server.base / "input" / "example.png")
+def original(server, name="monument.jpg"):
+    return pixels(server.base / "input" / f"onrw_{name}")
+
+
+def reduced(name, **changes):
+    """A workflow at small size, with quick marking in its plain nodes."""
+    prompt = workflow(name)
+    for node in prompt.values():
+        if node["class_type"] in ("ONRW_SaveImage", "ONRW_Embed"):
+            node["inputs"] |= {"size": SIZE, "preset": "quick", **changes}
+        elif node["class_type"] == "CheckpointLoaderSimple":
+            node["inputs"]["ckpt_name"] = "tiny.safetensors"
+        elif node["class_type"].startswith("Empty"):
+            node["class_type"] = "EmptyLatentImage"  # the toy model has Stable Diffusion's latents
+            node["inputs"] |= {"width": 128, "height": 128}
+        elif node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 3
+    return prompt
 
 
 def decibels(a, b):
@@ -64,56 +85,124 @@ def test_pack_is_loaded(server):
     assert lines and not any("FAILED" in line for line in lines)
     info = server.get("/object_info")
     ours = {name: node for name, node in info.items() if name.startswith("ONRW_")}
-    assert len(ours) == 16
+    assert len(ours) == len(TABLE)
     for node in ours.values():
-        assert node["category"] == "ONRW" and node["description"]
+        assert node["category"] in ("ONRW", "ONRW/stages") and node["description"]
         assert all(node["output_tooltips"])
         for kind in ("required", "optional"):
             for name, options in node["input"].get(kind, {}).items():
                 assert options[1].get("tooltip"), (node["name"], name)
+    if any("search_aliases" in node for node in info.values()):  # 0.10.0 and later
+        assert all(node["search_aliases"] for node in ours.values())
+        assert ours["ONRW_Embed"]["input"]["required"]["size"][1]["advanced"] is True
     listed = server.get("/api/workflow_templates")
     assert {path.stem for path in API.glob("*.json")} <= set(listed["onrw_pack"])
 
 
-def test_1_watermark_a_photo(server, tools):
-    prompt = workflow("1_watermark_a_photo")
-    outputs = finished(server, tools, prompt)
-    (saved,) = server.images(outputs["Marked photo"])
-    marked = pixels(saved)
-    assert marked.shape == (768, 768, 3) and decibels(marked, original(server)) >= 40
-    report = json.loads(outputs["Quality"]["text"][0])
+def test_save_with_one_node(server, tools):
+    outputs = finished(server, tools, reduced("Save with one node"))["Save Image (Invisible Watermark)"]
+    (saved,) = server.images(outputs)
+    assert decibels(pixels(saved), original(server)) > 30
+    (card,) = outputs["onrw"]
+    assert card["state"] == "found" and card["title"] == "Ann 5" and "user/__onrw_keys" in card["lines"][-1]
     reading = from_command(server, saved)
-    assert reading["detected"] and reading["text"] == "ONRW" and reading["bits"] == report["bits"]
-    assert outputs["What was read"]["text"] == ["ONRW"]
+    assert reading["detected"] and reading["text"] == "Ann 5"
+    embedded = Image.open(saved).info
+    assert json.loads(embedded["prompt"])["2"]["class_type"] == "ONRW_SaveImage"
 
 
-def test_5_extract_and_verify(server, tools):
-    outputs = finished(server, tools, workflow("5_extract_and_verify"))
-    assert outputs["Message"]["text"] == ["ONRW"]
-    report = json.loads(outputs["Report"]["text"][0])
-    assert report["match"]["bit_accuracy"] == 1 and abs(abs(report["geometry"]["rotation"]) - 25) < 1
-    assert "nothing found" in outputs["Unmarked"]["text"][0]
+@pytest.mark.parametrize(("format", "suffix"), [("JPEG", ".jpg"), ("WebP", ".webp")])
+def test_save_image_keeps_the_workflow_in_every_format(server, tools, format, suffix):
+    prompt = reduced("Save with one node", format=format, **SMALL)
+    data = {"prompt": prompt, "extra_data": {"extra_pnginfo": {"workflow": {"nodes": [1]}}}}
+    entry = server.wait(server.post("/prompt", data)["prompt_id"])
+    (saved,) = server.images(entry["outputs"]["2"])
+    (card,) = entry["outputs"]["2"]["onrw"]
+    assert saved.suffix == suffix and from_command(server, saved)["id"] == card["title"].removeprefix("id ")
+    exif = Image.open(saved).getexif()
+    assert exif[0x0110].startswith("prompt:{") and exif[0x010F] == 'workflow:{"nodes": [1]}'
+
+
+def test_mark_a_photo(server, tools):
+    outputs = finished(server, tools, reduced("Mark a photo"))
+    (saved,) = server.images(outputs["Marked photo"])
+    assert decibels(pixels(saved), original(server, "portrait.jpg")) > 30
+    (card,) = outputs["Embed Watermark (Sign Image)"]["onrw"]
+    views = [server.images({"images": [card[name]]})[0] for name in ("before", "after", "difference")]
+    assert all(pixels(view).shape == (512, 512, 3) for view in views)
+    assert np.array_equal(pixels(views[1]), pixels(saved))
+    assert outputs["Read Watermark (Verify Provenance)"]["text"] == ["Ann 5"]
+
+
+def test_read_and_verify(server, tools):
+    outputs = finished(server, tools, reduced("Read and verify"))
+    (card,) = outputs["Read the received image"]["onrw"]
+    assert card["title"] == "Ann 5" and card["state"] == "found"
+    assert card["lines"][0].startswith("Chance 1 in 10^") and "urned by " in card["lines"][1]
+    (nothing,) = outputs["Read the unmarked image"]["onrw"]
+    assert nothing["state"] == "nothing" and nothing["title"] == "Nothing found"
     (straight,) = server.images(outputs["Set straight"])
-    size = Image.open(straight).size
-    assert size[0] > 768 and size[1] > 768
+    assert min(Image.open(straight).size) > 768
 
 
-def test_6_robustness_audit(server, tools):
-    outputs = finished(server, tools, workflow("6_robustness_audit"))
+def test_audit_a_watermark(server, tools):
+    prompt = reduced("Audit a watermark", strength="strong")
+    prompt["report"] = {
+        "class_type": "PreviewAny",
+        "inputs": {"source": [tools.titled(prompt, "Audit Watermark (Robustness)"), 2]},
+        "_meta": {"title": "JSON"},
+    }
+    outputs = finished(server, tools, prompt)
     report = json.loads(outputs["JSON"]["text"][0])
     by_attack = {entry["attack"]: entry for entry in report["attacks"]}
     assert len(by_attack) == 13
-    assert by_attack["none"]["bit_accuracy"] == 1 and by_attack["none"]["detected"] == 1
-    assert by_attack["jpeg=80"]["bit_accuracy"] >= 0.95 and report["mean_bit_accuracy"] > 0.8
+    assert by_attack["none"]["bit_accuracy"] >= 0.95 and by_attack["none"]["detected"] == 1
+    assert by_attack["jpeg=80"]["bit_accuracy"] >= 0.9 and report["mean_bit_accuracy"] > 0.7
     assert len(server.images(outputs["Chart"])) == 1
 
 
+def test_folder_of_images(server, tools):
+    outputs = finished(server, tools, reduced("Folder of images", **SMALL))
+    saved = server.images(outputs["Save Image (Invisible Watermark)"])
+    cards = outputs["Save Image (Invisible Watermark)"]["onrw"]
+    assert len(saved) == 3 and len({card["title"] for card in cards}) == 3
+    seen = outputs["Read Watermark (Verify Provenance)"]["onrw"]
+    assert [card["title"] for card in seen] == [card["title"] for card in cards]
+    assert all("Registry: samples, " in card["lines"][-1] for card in seen)
+    # The same image has the same id, whatever node it comes from. (A JPEG is decoded by each in its own way.)
+    prompt = reduced("Save with one node", **SMALL)
+    prompt[tools.titled(prompt, "Load Image")]["inputs"]["image"] = "onrw_drawing.png"
+    again = finished(server, tools, prompt)["Save Image (Invisible Watermark)"]
+    assert again["onrw"][0]["title"] == cards[0]["title"]
+
+
+def test_video_frames(server, tools):
+    prompt = reduced("Video frames", **SMALL)
+    frames = {"image": [tools.titled(prompt, "Get Video Components"), 0], "batch_index": 0, "length": 2}
+    prompt["few"] = {"class_type": "ImageFromBatch", "inputs": frames, "_meta": {"title": "Few"}}
+    prompt[tools.titled(prompt, EMBED)]["inputs"]["image"] = ["few", 0]
+    outputs = finished(server, tools, prompt)
+    assert [card["state"] for card in outputs["Read Watermark (Verify Provenance)"]["onrw"]] == ["found"]  # of the clip
+    assert outputs["Save Video"]["images"][0]["filename"].endswith(".mp4")
+
+
+@pytest.mark.parametrize("name", ["Text to image - SD 1.5", "Text to image - SDXL", "Text to image - Flux"])
+def test_text_to_image_with_a_checkpoint(server, tools, name):
+    outputs = finished(server, tools, reduced(name, size=128, strength="custom", quality=70.0))
+    assert len(server.images(outputs["Marked image"])) == 1
+    # What a random model draws is noise, of which a small image holds no watermark: the nodes run.
+    assert outputs["Embed Watermark (Sign Image)"]["onrw"] and outputs["Read Watermark (Verify Provenance)"]["onrw"]
+
+
+def test_any_model_with_the_embedded_one(server, tools):
+    outputs = finished(server, tools, reduced("Any model - embedded watermark", size=128))
+    assert len(server.images(outputs["Save Image (Invisible Watermark)"])) == 1
+
+
 def test_same_inputs_are_cached_and_other_seeds_are_not(server, tools):
-    prompt = workflow("1_watermark_a_photo")
-    number = tools.titled(prompt, "Watermark")
-    prompt[number]["inputs"] |= {"size": 128, "iterations": 1}
-    for title in ("Read it back", "What was read"):  # a search, after a mark of one iteration
-        del prompt[tools.titled(prompt, title)]
+    prompt = reduced("Mark a photo", **SMALL)
+    number = tools.titled(prompt, EMBED)
+    del prompt[tools.titled(prompt, "Read Watermark (Verify Provenance)")]
 
     def ran(prompt):
         entry = server.run(prompt)
@@ -125,34 +214,38 @@ def test_same_inputs_are_cached_and_other_seeds_are_not(server, tools):
     other = copy.deepcopy(prompt)
     other[number]["inputs"]["seed"] += 1
     assert ran(other)
-    other[tools.titled(prompt, "Key")]["inputs"]["name"] = "another"
+    key = {"source": "file", "name": "another", "create": True}
+    other["key"] = {"class_type": "ONRW_Key", "inputs": key, "_meta": {"title": "Key"}}
+    other[number]["inputs"]["key"] = ["key", 0]
     assert ran(other)
 
 
-def test_2_four_stages(server, tools):
-    outputs = finished(server, tools, workflow("2_four_stages"))
-    (saved,) = server.images(outputs["Marked photo"])
-    assert decibels(pixels(saved), original(server)) >= 40
+def test_four_stages(server, tools):
+    outputs = finished(server, tools, workflow("Four stages"))
+    (saved,) = server.images(outputs["Marked image"])
+    assert decibels(pixels(saved), original(server, "portrait.jpg")) > 30
     report = json.loads(outputs["Report"]["text"][0])
     assert report["mask"] == "soft" and report["mask_tokens"] == "word" and report["guidance"] > 1
-    reading = json.loads(outputs["Reading"]["text"][0])
-    assert reading["detected"] and reading["match"]["match"]
-    assert (server.base / "output" / outputs["Save the inversion"]["text"][0]).is_file()
+    (card,) = outputs["Read Watermark (Verify Provenance)"]["onrw"]
+    assert card["state"] == "found" and "It is the expected message" in " ".join(card["lines"])
+    assert (server.base / "output" / outputs["Save Inversion"]["text"][0]).is_file()
     (mask,) = server.images(outputs["Pseudo-mask"])
     assert pixels(mask).std() > 0.01
 
 
-def test_3_sampler_graph_gives_the_picture_of_constrained_denoise(server, tools):
-    prompt = workflow("3_sampler_graph")
-    number = {title: tools.titled(prompt, title) for title in ("Optimise the noise", "Embedded model", "Photo")}
+def test_sampler_graph_gives_the_picture_of_denoise_watermark(server, tools):
+    prompt = workflow("Sampler graph")
+    number = {title: tools.titled(prompt, title) for title in ("Optimize Watermark Noise", "Load Embedded Model")}
     prompt["other"] = {
         "class_type": "ONRW_ConstrainedDenoise",
         "inputs": {
-            "model": [number["Embedded model"], 0],
-            "vae": [number["Embedded model"], 2],
-            "watermark": [number["Optimise the noise"], 0],
-            "image": [number["Photo"], 0],
+            "model": [number["Load Embedded Model"], 0],
+            "vae": [number["Load Embedded Model"], 2],
+            "watermark": [number["Optimize Watermark Noise"], 0],
+            "image": [tools.titled(prompt, "Load Image"), 0],
             "composition": "as optimised",
+            "strength": "as optimised",
+            "quality": 90.0,
             "target_psnr": 0.0,
             "pseudo_mask": "as optimised",
             "attention": "as optimised",
@@ -165,37 +258,28 @@ def test_3_sampler_graph_gives_the_picture_of_constrained_denoise(server, tools)
         "_meta": {"title": "Denoised"},
     }
     outputs = finished(server, tools, prompt)
-    (saved,), (other,) = (server.images(outputs[title]) for title in ("Marked photo", "Denoised"))
+    (saved,), (other,) = (server.images(outputs[title]) for title in ("Marked image", "Denoised"))
     difference = np.abs(pixels(saved) - pixels(other))
     # Both are rounded to 8 bit: values that agree to the last float digits fall on two sides of a level now and then.
     assert (difference > 1e-3).mean() < 1e-3 and difference.max() < 1.5 / 255
-    assert decibels(pixels(saved), original(server)) >= 40
-    reading = json.loads(outputs["Reading"]["text"][0])
-    assert reading["detected"] and reading["match"]["bit_accuracy"] == 1
-
-
-def test_4_text_to_image_with_a_checkpoint(server, tools):
-    prompt = workflow("4_text_to_image")
-    prompt[tools.titled(prompt, "Checkpoint")]["inputs"]["ckpt_name"] = "tiny.safetensors"
-    prompt[tools.titled(prompt, "Size")]["inputs"] |= {"width": 128, "height": 128}
-    prompt[tools.titled(prompt, "Sample")]["inputs"]["steps"] = 3
-    prompt[tools.titled(prompt, "Optimise the noise")]["inputs"]["iterations"] = 2
-    outputs = finished(server, tools, prompt)
-    (plain,), (marked,) = (server.images(outputs[title]) for title in ("Without mark", "Marked picture"))
-    assert 40 <= decibels(pixels(marked), pixels(plain)) < 60
+    assert decibels(pixels(saved), original(server)) > 30
+    (card,) = outputs["Read Watermark (Verify Provenance)"]["onrw"]
+    share = re.search(r"\((\d+)% of its bits\)", " ".join(card["lines"]))
+    assert card["state"] == "found" and share is not None and int(share[1]) >= 90
 
 
 def test_stock_checkpoint_with_lora_and_controlnet(server, tools):
     """A photo through the toy SD1 of stock loaders, patched: the message is read, and stock sampling is as before."""
-    prompt = workflow("2_four_stages")
+    prompt = workflow("Four stages")
     number = {node["_meta"]["title"]: key for key, node in prompt.items()}
-    prompt[number["Embedded model"]] = {
-        "class_type": "CheckpointLoaderSimple",
-        "inputs": {"ckpt_name": "tiny.safetensors"},
-        "_meta": {"title": "Embedded model"},
-    }
+    for key in [key for key, node in prompt.items() if node["class_type"] == "ONRW_LoadMini"]:
+        prompt[key] = {
+            "class_type": "CheckpointLoaderSimple",
+            "inputs": {"ckpt_name": "tiny.safetensors"},
+            "_meta": {"title": f"Checkpoint {key}"},
+        }
     added = {
-        "lora": ("LoraLoaderModelOnly", {"model": [number["Embedded model"], 0], "lora_name": "tiny.safetensors"}),
+        "lora": ("LoraLoaderModelOnly", {"model": [number["Load Embedded Model"], 0], "lora_name": "tiny.safetensors"}),
         "net": ("ControlNetLoader", {"control_net_name": "tiny.safetensors"}),
         "control": (
             "ControlNetApplyAdvanced",
@@ -213,14 +297,18 @@ def test_stock_checkpoint_with_lora_and_controlnet(server, tools):
     for key, (kind, inputs) in added.items():
         prompt[key] = {"class_type": kind, "inputs": inputs, "_meta": {"title": key}}
     prompt["lora"]["inputs"]["strength_model"] = 1.0
-    for title in ("Null-text inversion", "Optimise the noise", "Constrained denoising"):
+    for title in ("Null-Text Inversion", "Optimize Watermark Noise", "Denoise Watermark"):
         prompt[number[title]]["inputs"]["model"] = ["lora", 0]
-    inversion = prompt[number["Null-text inversion"]]["inputs"]
-    inversion |= {"positive": ["control", 0], "preset": "fast", "steps": 1, "guidance": 2.0}
-    for title in ("Optimise the noise", "Constrained denoising"):
+    inversion = prompt[number["Null-Text Inversion"]]["inputs"]
+    inversion |= {"positive": ["control", 0], "preset": "fast", "steps": 1, "start_sigma": 0.2, "guidance": 2.0}
+    for title in ("Optimize Watermark Noise", "Denoise Watermark"):
         prompt[number[title]]["inputs"]["image"] = [number["Working size"], 0]
-    prompt[number["Optimise the noise"]]["inputs"] |= {"preset": "fast", "iterations": 20}
-    prompt[number["Message"]]["inputs"]["num_bits"] = "32"
+    prompt[number["Optimize Watermark Noise"]]["inputs"] |= {
+        "preset": "fast",
+        "iterations": 20,
+        "attention_weight": 0.0,
+    }
+    prompt[number["Watermark Message"]]["inputs"]["num_bits"] = "32"
 
     def stock(name, key):
         """A KSampler in the same graph: before our nodes (nothing of theirs is input) and after them."""
@@ -240,7 +328,7 @@ def test_stock_checkpoint_with_lora_and_controlnet(server, tools):
             },
             "_meta": {"title": key},
         }
-        decode = {"samples": [key, 0], "vae": [number["Embedded model"], 2]}
+        decode = {"samples": [key, 0], "vae": [number["Load Embedded Model"], 2]}
         prompt[f"{key} decoded"] = {"class_type": "VAEDecode", "inputs": decode, "_meta": {"title": f"{key} decoded"}}
         save = {"images": [f"{key} decoded", 0], "filename_prefix": f"onrw/{name}"}
         prompt[f"{key} saved"] = {"class_type": "SaveImage", "inputs": save, "_meta": {"title": f"{key} saved"}}
@@ -253,8 +341,9 @@ def test_stock_checkpoint_with_lora_and_controlnet(server, tools):
     first[number["Prompt"]] = prompt[number["Prompt"]]
     (before,) = server.images(finished(server, tools, first)["first saved"])
     outputs = finished(server, tools, only)
-    reading = json.loads(outputs["Reading"]["text"][0])
-    assert reading["detected"] and reading["match"]["bit_accuracy"] == 1
+    (card,) = outputs["Read Watermark (Verify Provenance)"]["onrw"]
+    share = re.search(r"\((\d+)% of its bits\)", " ".join(card["lines"]))
+    assert card["state"] == "found" and share is not None and int(share[1]) >= 90
     first["first"]["inputs"]["seed"] = 4
     finished(server, tools, first)
     first["first"]["inputs"]["seed"] = 3
@@ -263,10 +352,10 @@ def test_stock_checkpoint_with_lora_and_controlnet(server, tools):
 
 
 def test_cancel_stops_within_an_iteration(server, tools):
-    prompt = workflow("1_watermark_a_photo")
-    prompt[tools.titled(prompt, "Watermark")]["inputs"] |= {"iterations": 10000, "size": 256, "seed": 99}
+    prompt = workflow("Mark a photo")
+    prompt[tools.titled(prompt, EMBED)]["inputs"] |= {"size": 1024, "seed": 99}
     prompt_id = server.queue(prompt)["prompt_id"]
-    time.sleep(8)
+    time.sleep(4)
     server.post("/interrupt", {})
     start = time.monotonic()
     entry = server.wait(prompt_id)
@@ -275,9 +364,10 @@ def test_cancel_stops_within_an_iteration(server, tools):
 
 
 def test_previews_are_sent_while_a_node_works(server, tools):
-    prompt = workflow("1_watermark_a_photo")
-    number = tools.titled(prompt, "Watermark")
-    prompt[number]["inputs"] |= {"size": 128, "iterations": 3, "seed": 1234}
+    import websocket  # in ComfyUI's interpreter alone
+
+    prompt = reduced("Mark a photo", **SMALL, seed=1234)
+    number = tools.titled(prompt, EMBED)
     address = server.url.replace("http", "ws")
     page = websocket.create_connection(f"{address}/ws?clientId=watcher", timeout=60)
     server.post("/prompt", {"prompt": prompt, "client_id": "watcher"})
@@ -297,32 +387,40 @@ def test_previews_are_sent_while_a_node_works(server, tools):
     assert pictures >= 3 and steps == sorted(steps) and len(set(steps)) >= 3
 
 
+def test_a_mark_that_cannot_be_read_is_shown_on_the_node(server, tools):
+    prompt = reduced("Mark a photo", size=128, seed=77, strength="custom", quality=98.0, text="Ann 5 long")
+    del prompt[tools.titled(prompt, "Read Watermark (Verify Provenance)")]
+    prompt[tools.titled(prompt, "Load Image")]["inputs"]["image"] = "onrw_drawing.png"
+    logged = len(server.log)
+    (card,) = finished(server, tools, prompt)[EMBED]["onrw"]
+    assert card["state"] == "warning" and card["lines"][0] == f"It cannot be read back; {REMEDY}."
+    assert server.log[logged:].count(f"{EMBED}: the watermark cannot be read") == 1
+
+
 def node_errors(answer):
     assert answer.get("http") == 400, answer
     return json.dumps(answer["node_errors"])
 
 
 def test_what_users_do_wrong_is_explained(server, tools):
-    prompt = workflow("4_text_to_image")
+    prompt = workflow("Text to image - SD 1.5")
     assert "value_not_in_list" in node_errors(server.queue(prompt))  # no SD1.5 here
 
-    prompt = workflow("1_watermark_a_photo")
-    prompt[tools.titled(prompt, "Message")]["inputs"]["value"] = "much too long for a mark " * 4
+    prompt = workflow("Mark a photo")
+    prompt[tools.titled(prompt, EMBED)]["inputs"]["text"] = "a name of many words " * 4
+    before = len(server.log)
     assert "bits" in node_errors(server.queue(prompt))
+    assert server.log[before:].count("too long") == 1
 
-    prompt = workflow("1_watermark_a_photo")
-    photo = tools.titled(prompt, "Photo")
-    prompt[tools.titled(prompt, "Watermark")]["inputs"]["extractor"] = [photo, 0]
+    prompt = workflow("Mark a photo")
+    photo = tools.titled(prompt, "Load Image")
+    prompt[tools.titled(prompt, EMBED)]["inputs"]["extractor"] = [photo, 0]
     assert "return_type_mismatch" in node_errors(server.queue(prompt))
 
-    prompt = workflow("1_watermark_a_photo")
-    del prompt[tools.titled(prompt, "Watermark")]["inputs"]["vae"]
+    prompt = workflow("Mark a photo")
+    del prompt[tools.titled(prompt, EMBED)]["inputs"]["image"]
     assert "required_input_missing" in node_errors(server.queue(prompt))
 
-    prompt = workflow("1_watermark_a_photo")
-    inputs = prompt[tools.titled(prompt, "Watermark")]["inputs"]
-    inputs |= {"preset": "paper", "positive": ["text", 0]}
-    del inputs["clip"]
-    text = {"clip": [tools.titled(prompt, "Embedded model"), 1], "text": "a girl"}
-    prompt["text"] = {"class_type": "CLIPTextEncode", "inputs": text, "_meta": {"title": "text"}}
-    assert "uses guidance; connect an empty prompt" in tools.failure(server.run(prompt))["exception_message"]
+    prompt = reduced("Text to image - SD 1.5")
+    del prompt[tools.titled(prompt, EMBED)]["inputs"]["vae"]
+    assert "connect `model`, `vae` and `prompt`" in tools.failure(server.run(prompt))["exception_message"]

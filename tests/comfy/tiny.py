@@ -35,9 +35,10 @@ def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> dict[str
     for name, weight in module.named_parameters():
         if weight.dim() > 1:
             fan_in = weight[0].numel()
-            weight.data = torch.randn(weight.shape, generator=generator) * gain * fan_in**-0.5
+            values = torch.randn(weight.shape, generator=generator) * gain * fan_in**-0.5
         else:
-            weight.data = torch.ones(weight.shape) if name.endswith("weight") else torch.zeros(weight.shape)
+            values = torch.ones(weight.shape) if name.endswith("weight") else torch.zeros(weight.shape)
+        weight.data = values.to(weight.dtype)
     return module.state_dict()
 
 

@@ -1,0 +1,92 @@
+"""ONRW_LoadFolder, and the sample images that templates use."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..onrw_core.imaging import files
+from .adapter import ordinary_tensors
+from .images import to_comfy
+from .schemas import schema
+from .sockets import CATEGORY
+
+__all__ = ["LoadFolderNode", "provide_samples"]
+
+SAMPLES = Path(__file__).parents[1] / "onrw_core" / "samples"
+CLIP = ".mp4"  # suffix of the sample that is a video
+PREFIX = "onrw_"  # of the samples in ComfyUI's input folder
+
+
+class LoadFolderNode(io.ComfyNode):
+    """Loads the images of a folder, each at its own size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ONRW_LoadFolder",
+            display_name="Load Folder (Images to Watermark)",
+            search_aliases=["load images", "batch", "folder"],
+            category=CATEGORY,
+            description="Loads all images of a folder inside ComfyUI's input folder, one after the other.",
+            inputs=[
+                io.String.Input(
+                    "folder", default="", tooltip="A folder inside ComfyUI's input folder. Empty: the input folder."
+                ),
+                io.String.Input(
+                    "pattern", default="*", tooltip="Which files, such as *.jpg; other files than images are left out."
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", "images", is_output_list=True, tooltip="The images, one by one."),
+                io.String.Output("names", "names", is_output_list=True, tooltip="Their file names without suffix."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str | None, pattern: str | None) -> str:
+        if folder is None or pattern is None:
+            return ""  # linked: not known yet
+        return str([(path.name, path.stat().st_mtime_ns) for path in _images(folder, pattern)])
+
+    @classmethod
+    @ordinary_tensors
+    def execute(cls, folder: str, pattern: str) -> io.NodeOutput:
+        paths = _images(folder, pattern)
+        if not paths:
+            raise ValueError(f"folder: no image {pattern!r} in input/{folder}; put your images there")
+        loaded = [files.load(path) for path in paths]
+        return io.NodeOutput([_image(each) for each in loaded], [path.stem for path in paths])
+
+
+def _image(source: files.DecodedImage) -> torch.Tensor:
+    """IMAGE of a decoded file, with its alpha."""
+    image = to_comfy(source.rgb[None])
+    return image if source.alpha is None else torch.cat([image, source.alpha.movedim(0, -1)[None]], -1)
+
+
+def _images(folder: str, pattern: str) -> list[Path]:
+    """The images of a folder inside the input folder, by name.
+
+    Raises:
+        ValueError: The folder is outside, or does not exist.
+    """
+    base = Path(folder_paths.get_input_directory()).resolve()
+    place = (base / folder).resolve()
+    if not place.is_relative_to(base) or not place.is_dir():
+        raise ValueError(f"folder: {folder!r} is no folder inside ComfyUI's input folder")
+    found = [path for path in place.iterdir() if path.match(pattern) and path.suffix.lower() in files.FORMATS]
+    return sorted(path for path in found if path.is_file())
+
+
+def provide_samples() -> None:
+    """Copy the samples of the templates to ComfyUI's input folder, unless they are there."""
+    place = Path(folder_paths.get_input_directory())
+    for path in SAMPLES.iterdir():
+        copy = place / f"{PREFIX}{path.name}"
+        if path.suffix in (*files.FORMATS, CLIP) and place.is_dir() and not copy.exists():
+            shutil.copyfile(path, copy)

@@ -1,0 +1,290 @@
+"""Marking one image with the whole method: what ONRW_Embed and ONRW_SaveImage share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..onrw_core.extractors import LABELS
+from ..onrw_core.extractors.base import NO_LABEL, WORKING_SIZE, AlreadyMarkedError
+from ..onrw_core.imaging.rounding import to_8bit
+from ..onrw_core.payload.message import ID_BITS, Message, bit_string, encode_text, photo_id
+from ..onrw_core.pipeline import Marked, embed
+from ..onrw_core.stages.noise_optimisation import Settings
+from ..onrw_core.stages.working_image import padded, windows, working_image
+from ..onrw_core.strict_json import to_json
+from .adapter import NEGATIVE, POSITIVE, ComfyConditioning, Progress, family_of, from_comfy, mini, run
+from .card import Card, chance, reading_card
+from .keys import NO_KEY, KeyUser
+from .reading import Verdict
+from .schemas import advanced
+from .sockets import Reader
+from .warning import ALREADY_MARKED
+
+__all__ = [
+    "REMEDY",
+    "MarkingNode",
+    "Models",
+    "ids_of",
+    "labelled",
+    "latent_shape",
+    "mark",
+    "marked_card",
+    "message_of",
+    "public_label",
+    "report",
+    "speed",
+    "text",
+    "unchanged_card",
+    "unchanged_report",
+    "working_size",
+]
+
+REMEDY = "choose the strength strong, a shorter text, or a larger mask"
+NO_LAYER = "no public layer"
+CANDIDATES = 1000  # ids of an image: as many other images would have to have them
+
+_embedded = lru_cache(maxsize=1)(mini.load)  # stays loaded
+
+
+def text() -> io.Input:
+    """The text of the watermark."""
+    return io.String.Input(
+        "text",
+        default="",
+        tooltip="What the watermark says: up to 10 letters, such as your name and a number. Empty: an id of its own "
+        "for each image, derived from the key and the image.",
+    )
+
+
+def speed() -> io.Input:
+    """By what images are marked."""
+    return advanced(
+        io.Combo.Input,
+        "preset",
+        options=["fast", "quick"],
+        default="fast",
+        tooltip="fast: through the diffusion model. quick: the pixels alone, in a quarter of the time; the watermark "
+        "is as robust, and is not shaped by a model of images.",
+    )
+
+
+def public_label() -> io.Input:
+    """The label that everybody can read."""
+    return advanced(
+        io.Combo.Input,
+        "public_label",
+        options=[*LABELS, NO_LAYER],
+        default=NO_LABEL,
+        tooltip="What everybody can read from the image without your key, in the terms of IPTC, such as "
+        f"trainedAlgorithmicMedia for images that a model made. none: that it is marked. {NO_LAYER}: nothing, which "
+        "makes the watermark harder to find after rotation.",
+    )
+
+
+def labelled(settings: Settings, label: str) -> Settings:
+    """Settings with the choice of `public_label`."""
+    return replace(settings, label=None if label == NO_LAYER else label)
+
+
+def working_size() -> io.Input:
+    """The size at which images are marked."""
+    return advanced(
+        io.Int.Input,
+        "size",
+        default=WORKING_SIZE,
+        min=128,
+        max=2048,
+        step=64,
+        tooltip="Working size: the shorter side, in pixels, at which an image is marked. Larger is more robust and "
+        "slower. The image keeps its own size.",
+    )
+
+
+class MarkingNode(KeyUser):
+    """A node with the widget `text`, which is checked before the graph runs."""
+
+    @classmethod
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
+        try:
+            return text is None or not text.strip() or bool(encode_text(text.strip(), NO_KEY))
+        except ValueError as error:
+            return str(error)
+
+
+def message_of(text: str, image: Tensor, reader: Reader) -> Message:
+    """The message of an image (3, H, W) in [0, 1]: the text, or the first of `ids_of` where it is empty."""
+    sizes = reader.extractor.sizes
+    if text.strip():
+        return encode_text(text.strip(), reader.key, sizes[0] if len(sizes) == 1 else None)
+    return next(ids_of(image, reader))
+
+
+def ids_of(image: Tensor, reader: Reader) -> Iterator[Message]:
+    """Ids that follow from the key and the pixels of an image (3, H, W), the first to be preferred."""
+    sizes = reader.extractor.sizes
+    digest = hashlib.sha256(str(tuple(image.shape)).encode() + to_8bit(image).cpu().numpy().tobytes()).hexdigest()
+    for number in range(CANDIDATES):
+        name = f"image {digest}" + (f" {number}" if number else "")
+        yield photo_id(reader.key, name, sizes[0] if len(sizes) == 1 else ID_BITS)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models by which images are marked.
+
+    Attributes:
+        model: MODEL.
+        vae: Its VAE.
+        positive: The prompt.
+        null: The empty prompt; None without guidance.
+    """
+
+    model: ModelPatcher
+    vae: VAE
+    positive: ComfyConditioning
+    null: ComfyConditioning | None
+
+    @classmethod
+    def embedded(cls) -> Models:
+        """The embedded model with empty prompts."""
+        model, clip, vae = _embedded()
+        empty = _empty(clip)
+        return cls(model, vae, from_comfy(empty, POSITIVE), from_comfy(empty, NEGATIVE))
+
+    @classmethod
+    def of(cls, model: ModelPatcher | None, vae: VAE | None, prompt: list | None) -> Models:
+        """The user's own model, or the embedded one where no model is connected.
+
+        Raises:
+            ValueError: The model is connected without its VAE and a prompt, or they without it.
+        """
+        if model is None and vae is None and prompt is None:
+            return cls.embedded()
+        if model is None or vae is None or prompt is None:
+            raise ValueError(
+                "model: to mark with your own model, connect `model`, `vae` and `prompt`; for the embedded one, none "
+                "of them"
+            )
+        return cls(model, vae, from_comfy(prompt, POSITIVE), None)
+
+
+def _empty(clip: CLIP) -> list:
+    """The conditioning of an empty prompt."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(""))
+
+
+def latent_shape(vae: VAE, original: Tensor, size: int) -> tuple[int, ...]:
+    """Shape of the largest latent that marking an image (3, H, W) at a working size takes, (1, C, h, w)."""
+    working = working_image(original, size)
+    largest = max((padded(part.cut(working)) for part in windows(*working.shape[-2:])), key=Tensor.numel)
+    factor = vae.spacial_compression_decode()
+    return (1, vae.latent_channels, *(side // factor for side in largest.shape[-2:]))
+
+
+def mark(
+    models: Models,
+    original: Tensor,
+    reader: Reader,
+    message: Message,
+    settings: Settings,
+    size: int,
+    mask: Tensor | None,
+    generator: torch.Generator,
+    progress: Progress,
+) -> Marked | None:
+    """Mark one image; None where it carries a watermark of the same key already.
+
+    Args:
+        models: See there.
+        original: (3, H, W) in [0, 1].
+        reader: Extractor and key.
+        message: What the watermark is to say.
+        settings: Settings; their number of iterations is that of steps of the progress bar.
+        size: Working size in pixels.
+        mask: (1, 1, H, W) in [0, 1], or None.
+        generator: Source of all random draws.
+        progress: Of the node.
+    """
+    reads, vae = reader.for_message(message), models.vae
+    settings = settings.suited_to(family_of(models.model.model).distilled)
+    shape = latent_shape(vae, original, size)
+    start = progress.done
+
+    def work(core_model, autoencoder):
+        return embed(
+            original.to(core_model.device),
+            core_model,
+            autoencoder,
+            reads,
+            message.bits,
+            positive=models.positive,
+            null=models.null,
+            settings=settings,
+            generator=generator,
+            size=size,
+            mask=mask,
+            on_state=lambda state: progress.advance(
+                state.image, start + settings.iterations * state.iteration // state.total
+            ),
+        )
+
+    try:
+        marked = run(models.model, vae, models.positive, models.null, shape, work)
+    except AlreadyMarkedError:
+        marked = None
+    progress.advance((original if marked is None else marked.image)[None], start + settings.iterations)
+    return marked
+
+
+def marked_card(marked: Marked, message: Message, found: Verdict, *lines: str) -> Card:
+    """The card of a marked image: what it says, whether that was read back, and how visible it is."""
+    readable = found.reading.carries(message)
+    return {
+        "state": "found" if readable else "warning",
+        "title": message.value if message.kind == "text" else f"{message.kind} {message.value}",
+        "lines": [
+            f"Read back, chance {chance(found.reading)}." if readable else f"It cannot be read back; {REMEDY}.",
+            f"Quality {marked.judgement.quality:.0f} of 100 (SSIMULACRA2), PSNR {marked.psnr:.1f} dB.",
+            *lines,
+        ],
+    }
+
+
+def unchanged_card(found: Verdict, size: tuple[int, int], *lines: str) -> Card:
+    """The card of an image of (height, width) `size` that was marked already: what it says."""
+    card = reading_card(found.reading, size, lines)
+    return card | {"state": "warning", "lines": [f"{ALREADY_MARKED}; the image is unchanged.", *card["lines"]]}
+
+
+def unchanged_report(found: Verdict) -> str:
+    """One line of JSON: the reading of an image that was marked already."""
+    return to_json({"already_marked": True, **found.report()})
+
+
+def report(marked: Marked, message: Message, found: Verdict) -> str:
+    """One line of JSON: quality and reading of the marked image."""
+    figures = {
+        "message": message.value,
+        "bits": bit_string(message.bits),
+        "ssimulacra2": round(marked.judgement.quality, 2),
+        "worst": round(marked.judgement.worst, 2),
+        "psnr": round(marked.psnr, 2),
+        "psnr_image": round(marked.psnr_image, 2),
+        "ssim": round(marked.ssim, 4),
+        "iterations": marked.iterations,
+        "seconds": round(marked.seconds, 1),
+        "detected": found.reading.detected,
+        "readable": found.reading.carries(message),
+        "log10_p": round(found.reading.log10_p, 2),
+        "bit_accuracy": round(found.match.bit_accuracy, 4) if found.match else None,
+    }
+    return to_json(figures)

@@ -1,0 +1,209 @@
+"""The files of a command and their results, planned before any work.
+
+Folders are taken with their subfolders, and the results have the same tree. Files that are left out are reported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..imaging.atomic import check_writable, is_temporary
+from ..imaging.formats import FORMATS, is_image, kept_suffix
+from .output import one_line
+
+__all__ = ["JOURNAL", "KEEP", "Plan", "expand", "plan"]
+
+JOURNAL = "onrw-embed.jsonl"  # in the folder of the results, see `journal`
+KEEP = "keep"
+SHOWN = 5  # largest number of names in a message
+LONGEST_NAME = 255  # bytes, if the file system gives no limit
+
+Remarks = dict[str, list[str]]  # remark -> names of files
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Planned jobs.
+
+    Attributes:
+        jobs: (photo, result) pairs.
+        refused: (photo, reason) of photos that are not processed.
+    """
+
+    jobs: list[tuple[Path, Path]] = field(default_factory=list)
+    refused: list[tuple[Path, ValueError]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return len(self.jobs) + len(self.refused)
+
+
+def expand(inputs: Iterable[str]) -> list[Path]:
+    """Files, and the images in folders and their subfolders, sorted; files that are left out are reported.
+
+    Raises:
+        ValueError: A folder has no image.
+    """
+    return [file for file, _ in _found(inputs, None)]
+
+
+def plan(
+    inputs: Sequence[str],
+    output: str,
+    overwrite: bool,
+    expected: Callable[[Path], bool] = lambda result: False,
+    suffix: str = KEEP,
+) -> Plan:
+    """Plan the results of input files, with all checks before any work.
+
+    The result of one file is the file `output`. The results of several files or of a folder, or of any file if `output`
+    is a folder or ends with a slash, go into that folder under their own names and subfolders. Folders are created.
+
+    Args:
+        inputs, output, overwrite: Arguments of the command.
+        expected: Whether a result may exist already.
+        suffix: Suffix of the results in a folder: one of `FORMATS`, or `KEEP` for the photo's own file format. Formats
+            that cannot be kept become PNG, and are reported.
+
+    Raises:
+        ValueError: A result would be overwritten, or cannot be written.
+    """
+    target = Path(output)
+    many = len(inputs) > 1 or any(Path(path).is_dir() for path in inputs)
+    if many or target.is_dir() or output.endswith(("/", os.sep)):
+        if target.exists() and not target.is_dir():
+            raise ValueError(f"output {target}: is a file, but several results need a folder; name a folder")
+        return _planned(_into(_found(inputs, target), target, suffix), overwrite, expected)
+    if target.suffix.lower() not in FORMATS:
+        raise ValueError(f"output {target}: unknown file format; use one of the suffixes {', '.join(FORMATS)}")
+    if not target.parent.is_dir():
+        raise ValueError(f"output {target}: cannot be written, {target.parent} is not a folder; create it first")
+    planned = _planned([(Path(inputs[0]), target)], overwrite, expected)
+    for _, error in planned.refused:
+        raise error
+    return planned
+
+
+def _planned(jobs: list[tuple[Path, Path]], overwrite: bool, expected: Callable[[Path], bool]) -> Plan:
+    planned = Plan()
+    seen: dict[Path, Path] = {}
+    for file, result in jobs:
+        if result in seen:
+            raise ValueError(f"{seen[result]} and {file} would both become {result}; process them in two runs")
+        seen[result] = file
+        if _too_long(result):
+            planned.refused.append(
+                (
+                    file,
+                    ValueError(
+                        f"output {result}: its name is too long for the file system; give the photo a shorter name"
+                    ),
+                )
+            )
+            continue
+        if result.exists() and not result.is_file():
+            raise ValueError(f"output {result}: is not a regular file; name another")
+        if result.exists() and not overwrite and not expected(result):
+            what = "is the input itself" if file.exists() and result.samefile(file) else "exists"
+            raise ValueError(f"output {result}: {what}; name another, or give --overwrite")
+        planned.jobs.append((file, result))
+    for folder in dict.fromkeys(result.parent for _, result in planned.jobs):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            check_writable(folder)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"output {folder}: cannot be written ({reason}); name another folder") from error
+    return planned
+
+
+def _found(inputs: Iterable[str], target: Path | None) -> list[tuple[Path, Path]]:
+    """Files, with their paths relative to their input folder; results in `target` are left out."""
+    files: list[tuple[Path, Path]] = []
+    left_out: Remarks = defaultdict(list)
+    for path in map(Path, inputs):
+        if not path.is_dir():
+            files.append((path, Path(path.name)))
+            continue
+        below = [(file, file.relative_to(path)) for file in _below(path, target, left_out)]
+        if not below:
+            raise ValueError(f"folder {path}: no image in it ({', '.join(FORMATS)})")
+        files += below
+    _report(left_out)
+    return files
+
+
+def _below(folder: Path, target: Path | None, left_out: Remarks) -> Iterator[Path]:
+    """The images in a folder and its subfolders."""
+    own = None if target is None or target.resolve() == folder.resolve() else target.resolve()
+
+    def unreadable(error: OSError) -> None:
+        left_out["folders that cannot be read"].append(str(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        here = Path(place)
+        for name in list(folders):
+            inner, reason = here / name, ""
+            if own is not None and inner.resolve() == own:
+                reason = "the folder of the results"
+            elif name.startswith("."):
+                reason = "hidden folders"
+            elif inner.is_symlink():
+                reason = "links to folders"
+            if reason:
+                left_out[reason].append(str(inner))
+                folders.remove(name)
+        folders.sort()
+        for file in (here / name for name in sorted(names)):
+            if file.name == JOURNAL or is_temporary(file):
+                continue
+            if file.name.startswith("."):
+                left_out["hidden files"].append(str(file))
+            elif not file.is_file():
+                left_out["pipes, devices and broken links"].append(str(file))
+            elif is_image(file):
+                yield file
+            else:
+                left_out["files that are not images, or of unsupported formats"].append(str(file))
+
+
+def _into(found: list[tuple[Path, Path]], target: Path, suffix: str) -> list[tuple[Path, Path]]:
+    """Results in a folder; of results with the same name, those with a new suffix keep the old suffix before it."""
+    converted: Remarks = defaultdict(list)
+    proposed = []
+    for file, name in found:
+        if suffix == KEEP:
+            end, why = kept_suffix(file)
+            if why:
+                converted[why].append(str(file))
+        else:
+            end = suffix
+        proposed.append(name if end == name.suffix else name.with_suffix(end))
+    _report(converted, "")
+    times = Counter(proposed)
+    return [
+        (file, target / (result if times[result] == 1 or result == name else Path(f"{name}{result.suffix}")))
+        for (file, name), result in zip(found, proposed, strict=True)
+    ]
+
+
+def _too_long(path: Path) -> bool:
+    folder = path.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    try:
+        longest = os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows; a file system without a limit
+        longest = LONGEST_NAME
+    return len(os.fsencode(path.name)) > longest
+
+
+def _report(remarks: Remarks, word: str = "left out: ") -> None:
+    for what, names in remarks.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        print(one_line(f"onrw: {word}{what}: {', '.join(names[:SHOWN])}{more}"), file=sys.stderr)

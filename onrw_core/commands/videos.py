@@ -1,0 +1,198 @@
+"""``onrw embed`` on videos: each is one clip with one message, marked frame by frame while it is read and written.
+
+Videos come one after the other. Audio, subtitles, chapters and metadata are copied (`imaging.video`). The message is
+read back from frames of the written file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..extractors.reading import Reading
+from ..imaging.atomic import remove_abandoned
+from ..imaging.video import SUFFIXES, VideoError, is_video, sample, transcode
+from ..payload.message import Message, bit_string, photo_id
+from ..payload.registry import Registry, perceptual_hash
+from ..pipeline import Marked
+from .common import Batch, Progress, p_value
+from .extract import FRAMES
+from .marker import Marker
+from .output import json_line, say
+
+__all__ = ["embed_videos"]
+
+BLOCK = 2**20  # bytes that are hashed at a time
+
+
+def embed_videos(
+    arguments: argparse.Namespace, marker: Marker, given: Message | None, registry: Registry | None
+) -> int:
+    """Mark the videos of a command; returns its exit code.
+
+    Args:
+        arguments: Of the command.
+        marker: Marks their frames.
+        given: The message; None for an id of its own for each video.
+        registry: Where the ids are recorded, or None.
+
+    Raises:
+        ValueError: Photos among the videos, an option that is for photos alone, or results that cannot be written.
+    """
+    for option in ("ray", "write_label", "spare"):
+        if getattr(arguments, option):
+            raise ValueError(f"--{option.replace('_', '-')}: is for photos alone; leave it out for videos")
+    jobs = _jobs(arguments.inputs, arguments.output, arguments.overwrite)
+    for folder in {result.parent for _, result in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder)
+    batch = Batch(len(jobs))
+    for source, result in jobs:
+        place = batch.place()
+        try:
+            message = given or _id(source, marker)
+            figures = _transcoded(arguments, marker, source, result, message)
+            frames = sample(result, FRAMES)
+            reading = marker.extractor.for_bits(len(message.bits)).read(frames, marker.key)
+            if registry:
+                look, note = perceptual_hash(frames[0]), arguments.note
+                own = given is None
+                registry.add(message.value, file_hash=_digest(result), perceptual_hash=look, note=note, own=own)
+            batch.unreadable += not reading.carries(message)
+            _show(arguments, place, source, result, message, figures, reading)
+        except Exception as error:
+            batch.failed(source, error)
+    return batch.code
+
+
+@dataclass
+class _Figures:
+    """The figures of a clip's frames.
+
+    Attributes:
+        count: Number of frames.
+        quality: Least SSIMULACRA2, before compression.
+        worst: Largest visible error at the worst place.
+        psnr: Sum over the frames, dB.
+        first: Seconds of the first frame.
+        seconds: Of all frames.
+    """
+
+    count: int = 0
+    quality: float = 100.0
+    worst: float = 0.0
+    psnr: float = 0.0
+    first: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, marked: Marked) -> None:
+        self.count += 1
+        self.quality = min(self.quality, marked.judgement.quality)
+        self.worst = max(self.worst, marked.judgement.worst)
+        self.psnr += marked.psnr
+        self.first = self.first or marked.seconds
+        self.seconds += marked.seconds
+
+    @property
+    def per_frame(self) -> float:
+        """Seconds of each frame after the first."""
+        return (self.seconds - self.first) / max(1, self.count - 1)
+
+
+def _transcoded(
+    arguments: argparse.Namespace, marker: Marker, source: Path, result: Path, message: Message
+) -> _Figures:
+    """Write a video with its frames marked."""
+    figures = _Figures()
+    with Progress(source.name) as progress:
+
+        def marked(frames: Iterator[Tensor]) -> Iterator[Tensor]:
+            for each in marker.mark_clip(frames, source, message, progress):
+                figures.add(each)
+                progress.frame(figures.count)
+                yield each.image
+
+        transcode(source, result, marked, crf=arguments.crf, overwrite=arguments.overwrite)
+    return figures
+
+
+def _show(
+    arguments: argparse.Namespace,
+    place: str,
+    source: Path,
+    result: Path,
+    message: Message,
+    figures: _Figures,
+    reading: Reading,
+) -> None:
+    """Print the result of a video."""
+    readable = reading.carries(message)
+    if arguments.json:
+        json_line(
+            input=str(source),
+            output=str(result),
+            bits=bit_string(message.bits),
+            frames=figures.count,
+            ssimulacra2=round(figures.quality, 2),
+            worst=round(figures.worst, 2),
+            psnr=round(figures.psnr / figures.count, 3),
+            seconds=round(figures.seconds, 2),
+            seconds_per_frame=round(figures.per_frame, 2),
+            detected=reading.detected,
+            readable=readable,
+            log10_p=round(reading.log10_p, 2),
+        )
+        return
+    shown = f"{len(message.bits)} raw bits" if message.kind == "raw" else f"{message.kind} {message.value}"
+    say(
+        f"{place}{source} -> {result}: {shown}, {figures.count} frames, SSIMULACRA2 at least {figures.quality:.1f} "
+        f"before compression, {figures.per_frame:.1f} s a frame after the first, "
+        f"{'read back' if readable else 'NOT read back'} ({p_value(reading.log10_p)})"
+    )
+
+
+def _id(source: Path, marker: Marker) -> Message:
+    """The id of a video, which follows from the key and the file."""
+    if marker.key is None:
+        raise ValueError("a message needs a key; give one, or raw bits")
+    return photo_id(marker.key, f"video {_digest(source)}", marker.extractor.num_bits)
+
+
+def _jobs(inputs: list[str], output: str, overwrite: bool) -> list[tuple[Path, Path]]:
+    """Pairs of videos and results; several results go into a folder."""
+    sources, target = [Path(name) for name in inputs], Path(output)
+    for source in sources:
+        if not is_video(source):
+            raise ValueError(f"{source}: is no video; mark photos and videos in two runs")
+    if len(sources) > 1 or target.is_dir() or output.endswith(("/", os.sep)):
+        jobs = [(source, target / source.name) for source in sources]
+    else:
+        jobs = [(sources[0], target)]
+    seen: set[Path] = set()
+    for source, result in jobs:
+        if not is_video(result):
+            raise ValueError(f"output {result}: unknown file format; use one of the suffixes {', '.join(SUFFIXES)}")
+        if result in seen:
+            raise ValueError(f"output {result}: is the result of two videos; mark them in two runs")
+        seen.add(result)
+        if result.exists() and not overwrite:
+            what = "is the input itself" if source.exists() and result.samefile(source) else "exists"
+            raise ValueError(f"output {result}: {what}; name another, or give --overwrite")
+    return jobs
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Diffusion models: the ODE, the model interfaces, attention, checkpointing, backends."""

@@ -1,0 +1,1 @@
+"""The keyed extractor: spread spectrum on a periodic tile, with blind synchronisation."""

@@ -1,0 +1,216 @@
+"""The secret layer: the patterns of a key, and keyed phases that differ from tile to tile.
+
+A watermark of K bits is, in tile (i, j) of the pattern's frame and at frequency k,
+
+    i^D[i mod 32, j mod 32, k] * (sync_K + sum_n (2 bit_n - 1) carrier_n)_k
+
+with integers D of 0 to 3 from SHAKE-256(key). So nothing repeats for whoever lacks the key: neither averages of tiles
+nor of images estimate the watermark. Multiplication by a power of i is exact and commutes with shifts in a tile. A
+reader multiplies each tile by the conjugate phases and averages them; the average is what the tiles of a periodic
+watermark would give, and so are its statistics.
+
+Each image has another place in the pattern, derived from key and pixels, so that images of one key and one
+message do not add up. The reader tries all 32 x 32 places by one FFT correlation over the lattice of tiles, and each
+counts in the p-value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...payload.keys import Key
+from .alignment import refine, roughness
+from .band import BYTES_PER_INTEGER, DIMENSIONS, FREQUENCIES, orthonormal_rows, phase_shifted
+from .rectify import Rectified
+from .statistics import energy_log_p, product_log_p, sync_log_p
+from .tile_average import coefficients, placed_tiles, shifted
+
+__all__ = ["BIT_COUNTS", "PERIOD", "Found", "SecretLayer"]
+
+BIT_COUNTS = (32, 48, 64, 96, 128)
+PERIOD = 32  # tiles per side of the lattice of phases
+PATTERNS, PHASES = "onrw wire format 2: patterns", "onrw wire format 2: phases"
+PLACE = "onrw wire format 2: place"
+SIGNS = 2  # a colour negative has the watermark with the opposite sign
+SHIFT_AREA = 9.0  # square pixels: shifts to which a position that is known is uncertain
+
+
+class Found(NamedTuple):
+    """The best place in the pattern for a grid of tiles.
+
+    Attributes:
+        tile: (364,), the average of all tiles with their phases removed, shifted into place, not negated.
+        row, column: Of the first tile in the pattern.
+        x, y: Pixels that the tiles were moved right and down.
+        length: Index into `BIT_COUNTS`.
+        negative: Whether the image is a negative.
+        cosine: Of that tile and that sync pattern.
+        log_sync: Natural logarithm of the sync pattern's p-value.
+    """
+
+    tile: Tensor
+    row: int
+    column: int
+    x: float
+    y: float
+    length: int
+    negative: bool
+    cosine: float
+    log_sync: float
+
+
+@dataclass(frozen=True, eq=False)
+class SecretLayer:
+    """The patterns and phases of one key.
+
+    Attributes:
+        sync: (5, 364) float64, one row for each of `BIT_COUNTS`.
+        payload: (128, 364) float64; a watermark of k bits uses the first k rows.
+        phases: (32, 32, 182) of 0 to 3, uint8: quarter turns of the phase.
+    """
+
+    sync: Tensor
+    payload: Tensor
+    phases: Tensor
+
+    @classmethod
+    def from_key(cls, key: Key) -> SecretLayer:
+        """Derive the layer of `key`."""
+        rows = len(BIT_COUNTS) + max(BIT_COUNTS)
+        patterns = orthonormal_rows(key.stream(PATTERNS, rows * DIMENSIONS * BYTES_PER_INTEGER), rows)
+        count = PERIOD**2 * len(FREQUENCIES)
+        octets = np.frombuffer(key.stream(PHASES, count // 4), dtype=np.uint8)
+        # Four phases a byte, the lowest two bits first.
+        phases = torch.from_numpy(octets[:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3)
+        phases = phases.reshape(PERIOD, PERIOD, len(FREQUENCIES))
+        return cls(patterns[: len(BIT_COUNTS)], patterns[len(BIT_COUNTS) :], phases)
+
+    def sync_for(self, num_bits: int) -> Tensor:
+        """The sync pattern (364,) of watermarks of `num_bits` bits."""
+        return self.sync[BIT_COUNTS.index(num_bits)]
+
+    def without_phases(self, tiles: Tensor, row: int, column: int, per_tile: int = 1) -> Tensor:
+        """Multiply tiles by the conjugates of their phases.
+
+        Args:
+            tiles: (B, rows, columns, 364).
+            row, column: Of the first of them in the pattern.
+            per_tile: How many make a tile along each axis: 2 for `tile_average.half_tiles`.
+        """
+        return _turned(tiles, -self._quarters(tiles, row, column, per_tile))
+
+    def each_without_phases(self, tiles: Tensor, places: Tensor) -> Tensor:
+        """The same for single tiles (T, 364) at places (T, 2) of row and column."""
+        rows, columns = (places % PERIOD).unbind(1)
+        return _turned(tiles, -self.phases[rows, columns].to(tiles))
+
+    def with_phases(self, pattern: Tensor, rows: int, columns: int, place: tuple[int, int] = (0, 0)) -> Tensor:
+        """A pattern (364,) in `rows` x `columns` tiles from a place of the pattern on: (rows, columns, 364)."""
+        tiles = pattern.expand(1, rows, columns, -1)
+        return _turned(tiles, self._quarters(tiles, *place, 1))[0]
+
+    def _quarters(self, tiles: Tensor, row: int, column: int, per_tile: int) -> Tensor:
+        rows, columns = (
+            (start + torch.arange(number)) // per_tile % PERIOD
+            for start, number in zip((row, column), tiles.shape[1:3], strict=True)
+        )
+        return self.phases[rows][:, columns].to(tiles)
+
+    def average(self, rectified: Rectified) -> Tensor:
+        """The sum of all tiles of a whitened image without their phases, (B, 364), its frame being the pattern's."""
+        placed = placed_tiles(rectified.y, rectified.x0, rectified.y0)
+        tiles = self.without_phases(coefficients(placed.tiles), placed.row, placed.column)
+        return shifted(tiles.sum((1, 2)), placed.x, placed.y)
+
+    @torch.no_grad()
+    def find(self, tiles: Tensor, tries: float = 1.0, area: float = SHIFT_AREA) -> Found:
+        """The best place of a grid of tiles among all, with each number of bits and both signs.
+
+        Args:
+            tiles: (rows, columns, 364), the content in place within the tiles.
+            tries: Alternatives that the caller chose from by the key's patterns, for the p-value.
+            area: Shifts that were tried, square pixels. If it is larger than `SHIFT_AREA`, the shift is refined by the
+                sync pattern, which a payload biases by up to a quarter of a pixel.
+        """
+        averages = self.at_every_place(tiles)
+        sync = self.sync.to(tiles)
+        cosines = F.normalize(averages, dim=1) @ sync.T
+        best = int(cosines.abs().argmax())
+        place, count = divmod(best, len(BIT_COUNTS))
+        tile = averages[place]
+        sign = math.copysign(1.0, float(cosines[place, count]))
+        x = y = torch.zeros(())
+        cosine = cosines[place, count].abs()
+        if area > SHIFT_AREA:
+            x, y, cosine = refine(sign * tile, sync[count], x, y)
+        tries *= PERIOD**2 * len(BIT_COUNTS) * SIGNS
+        rough = roughness(tile[None])[0].numpy()
+        log_sync = float(sync_log_p(np.array([float(cosine)]), rough[None], DIMENSIONS, area, tries)[0])
+        return Found(
+            shifted(tile, x, y),
+            place // PERIOD,
+            place % PERIOD,
+            float(x),
+            float(y),
+            count,
+            sign < 0,
+            float(cosine),
+            log_sync,
+        )
+
+    def at_every_place(self, tiles: Tensor) -> Tensor:
+        """The sum of tiles (rows, columns, 364) without phases, for each place of the first: (32 * 32, 364)."""
+        rows, columns = (-(-side // PERIOD) * PERIOD for side in tiles.shape[:2])
+        tiles = F.pad(tiles, (0, 0, 0, columns - tiles.shape[1], 0, rows - tiles.shape[0]))
+        folded = tiles.reshape(rows // PERIOD, PERIOD, columns // PERIOD, PERIOD, -1).sum((0, 2))
+        a, b = folded.movedim(-1, 0).chunk(2)
+        # t(o) = sum_x conj(L(x + o)) z(x), with L the powers of i: a correlation, by FFT for each frequency.
+        product = self._lattice_spectrum * torch.fft.fft2(torch.complex(a, b)).conj()
+        sums = torch.fft.ifft2(product).conj().flatten(1).T
+        return torch.cat([sums.real, sums.imag], 1)
+
+    @cached_property
+    def _lattice_spectrum(self) -> Tensor:
+        """Spectra over the lattice of the powers of i, (182, 32, 32)."""
+        angle = self.phases.permute(2, 0, 1).float() * (math.pi / 2)
+        return torch.fft.fft2(torch.complex(angle.cos().round(), angle.sin().round()))
+
+    def log10_presence(self, tile: Tensor, log_sync: float, count: int) -> float:
+        """Base-10 logarithm of presence: the sync pattern and the payload's energy combined.
+
+        Args:
+            tile: (364,), without phases and shifted into place.
+            log_sync: Natural logarithm of the sync pattern's p-value.
+            count: Index into `BIT_COUNTS`.
+        """
+        unit, num_bits = F.normalize(tile.double(), dim=0), BIT_COUNTS[count]
+        free = 1 - (self.sync @ unit).square().sum()  # energy outside of the sync patterns
+        held = (self.payload[:num_bits] @ unit).square().sum()
+        fraction = (held / free.clamp(min=1e-12)).numpy()
+        energy = energy_log_p(fraction, num_bits, DIMENSIONS - len(BIT_COUNTS))
+        return float(product_log_p(np.array([log_sync]), energy)[0]) / math.log(10)
+
+    @staticmethod
+    def place(key: Key, digest: bytes) -> tuple[int, int]:
+        """Row and column in the pattern of the first tile of an image.
+
+        Args:
+            key: The key.
+            digest: Of the image's pixels.
+        """
+        row, column = key.stream(f"{PLACE} {digest.hex()}", 2)
+        return row % PERIOD, column % PERIOD
+
+
+def _turned(tiles: Tensor, quarters: Tensor) -> Tensor:
+    """Coefficients a + ib (..., 364) multiplied by i to these powers, (..., 182)."""
+    angle = quarters * (math.pi / 2)
+    return phase_shifted(tiles, angle.cos().round(), angle.sin().round())

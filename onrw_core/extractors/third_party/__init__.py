@@ -1,0 +1,1 @@
+"""Third-party decoders: HiDDeN and Stable Signature, RivaGAN, TorchScript."""

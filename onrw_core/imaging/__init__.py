@@ -1,0 +1,1 @@
+"""Images as tensors and files: reading, writing, metrics, geometry, convolution, rounding."""

@@ -1,0 +1,109 @@
+"""Atomic writing of files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, where open files cannot be removed
+    fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
+
+__all__ = ["atomic_write", "check_writable", "is_temporary", "remove_abandoned"]
+
+PREFIX, SUFFIX = ".onrw-", ".tmp"
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of file systems without them
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file next to `path` that replaces it, on the disk, when the block ends without an error.
+
+    An error or Ctrl-C inside the block leaves `path` unchanged and removes the temporary file. Of a symbolic link, the
+    target is replaced.
+
+    Args:
+        path: The file.
+        overwrite: Whether a file that exists at the end of the block may be replaced.
+
+    Raises:
+        FileExistsError: `path` exists and must not be replaced, or is not a regular file.
+        OSError: The folder does not exist, or is not writable.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "is not a regular file", str(path))
+    # Not tempfile: its files are private (0600), an image should have the permissions of any new file. The name is
+    # short, so that `path` may have the longest name of the file system.
+    temporary = path.with_name(f"{PREFIX}{secrets.token_hex(6)}{SUFFIX}")
+    try:
+        with open(temporary, "xb") as file:
+            if fcntl is not None:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed, see `remove_abandoned`
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _rename(temporary, path, overwrite)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(temporary, path)
+    elif os.name == "nt":
+        os.rename(temporary, path)  # on Windows it fails if the name exists
+    else:
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # reserves the name
+            os.replace(temporary, path)
+        else:
+            os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the new name to the disk, if the system supports it."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a file in a folder and remove it: permissions do not tell of read-only and special file systems.
+
+    Raises:
+        OSError: No file can be made there.
+    """
+    probe = folder / f"{PREFIX}{secrets.token_hex(6)}{SUFFIX}"
+    probe.touch(exist_ok=False)
+    probe.unlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is an unfinished file of `atomic_write`."""
+    return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove unfinished files of killed processes in a folder, but not files that are being written."""
+    for file in filter(is_temporary, folder.iterdir() if folder.is_dir() else ()):
+        with suppress(OSError), open(file, "rb") as opened:
+            if fcntl is not None:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()

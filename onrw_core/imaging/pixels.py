@@ -1,0 +1,95 @@
+"""Validation of images and masks in memory.
+
+Input may come from any earlier step: a bicubic enlargement overshoots [0, 1], a division by zero gives NaN, a mask has
+the wrong axes. Values out of range are clamped here, and everything after it (quality, residual, report) refers to the
+clamped image. Other invalid input raises an error that names the input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["MIN_SIDE", "as_mask", "as_rgb", "check_finite", "opaque_area"]
+
+MIN_SIDE = 64  # pixels: one tile of the watermark
+
+
+def as_rgb(image: Tensor, name: str = "image", *, batch: bool = False, min_side: int = 1) -> Tensor:
+    """A valid image: float32 RGB in [0, 1], values outside clamped.
+
+    Args:
+        image: (3, H, W) of a floating type.
+        name: Name of the input in error messages.
+        batch: Expect (B, 3, H, W) with at least one image.
+        min_side: Least accepted side, in pixels.
+
+    Returns:
+        The image; the same tensor where nothing had to be changed.
+
+    Raises:
+        ValueError: Another shape or type, a side that is too short, NaN or infinite values.
+    """
+    shape = "(batch, 3, height, width)" if batch else "(3, height, width)"
+    if image.ndim != 3 + batch or image.shape[-3] != 3 or image.numel() == 0:
+        raise ValueError(f"{name}: has shape {tuple(image.shape)}; give RGB pixels of shape {shape}")
+    height, width = image.shape[-2:]
+    if min(height, width) < min_side:
+        raise ValueError(f"{name}: is {width}x{height} pixels; at least {min_side} on each side are needed")
+    return _in_range(image, name)
+
+
+def as_mask(mask: Tensor, name: str = "mask") -> Tensor:
+    """A valid mask: float32 in [0, 1], values outside clamped.
+
+    Args:
+        mask: (1, 1, H, W) of a floating type: where the watermark may lie.
+        name: Name of the input in error messages.
+
+    Raises:
+        ValueError: Another shape or type, NaN or infinite values, or nothing but zeros.
+    """
+    if mask.ndim != 4 or mask.shape[:2] != (1, 1) or mask.numel() == 0:
+        raise ValueError(f"{name}: has shape {tuple(mask.shape)}; give one of shape (1, 1, height, width)")
+    mask = _in_range(mask, name)
+    if not mask.any():
+        raise ValueError(f"{name}: is empty; paint the area that may carry the watermark")
+    return mask
+
+
+def opaque_area(mask: Tensor | None, alpha: Tensor | None) -> Tensor | None:
+    """The area that may be marked: the mask times the opacity, since transparent pixels are neither shown nor read.
+
+    Args:
+        mask: (1, 1, h, w) in [0, 1]; None for everywhere.
+        alpha: (H, W) or (1, H, W) in [0, 1]; None for an opaque image.
+
+    Returns:
+        (1, 1, H, W); None for everywhere.
+    """
+    if alpha is None or alpha.min() == 1:
+        return mask
+    alpha = alpha.reshape(1, 1, *alpha.shape[-2:])
+    if mask is None:
+        return alpha
+    return alpha * F.interpolate(mask, size=alpha.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    """Raise an error if there are NaN or infinite values.
+
+    Raises:
+        ValueError: `values` are not all finite.
+    """
+    if not all(torch.isfinite(extreme) for extreme in values.aminmax()):
+        raise ValueError(f"{name}: has NaN or infinite values; check the step that produced it")
+
+
+def _in_range(values: Tensor, name: str) -> Tensor:
+    if not values.is_floating_point():
+        raise ValueError(f"{name}: has values of type {values.dtype}; give floating point from 0 to 1")
+    check_finite(values, name)
+    values = values.float()
+    low, high = values.aminmax()
+    return values if low >= 0 and high <= 1 else values.clamp(0, 1)

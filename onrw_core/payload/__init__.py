@@ -1,0 +1,1 @@
+"""Payload of a watermark: messages, error correction, keys, the registry of ids."""

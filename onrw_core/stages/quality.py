@@ -1,0 +1,135 @@
+"""Perceptual quality of a marked image, and the scale of a residual at which a requested quality is reached.
+
+A requested quality is a SSIMULACRA2 score of the 8-bit image at full size, together with its `limits`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..imaging.geometry import size_of
+from ..imaging.rounding import round_8bit
+from ..imaging.ssimulacra2 import Ssimulacra2
+from ..imaging.strips import strips
+from ..imaging.visible_error import VisibleError, norm
+from .limits import limits
+
+__all__ = ["DEFAULT_QUALITY", "HIGHEST", "LOWEST", "Judge", "Judgement", "scaled_to_quality"]
+
+DEFAULT_QUALITY = 90.0  # visually lossless at 1:1
+
+MARGIN = 0.02  # of the score, for differences between `Ssimulacra2` and the published definition
+TOLERANCE = 0.005  # of the limits and of the scale
+STEPS = 20
+HALO, STRIP_SIZE = 44, 4  # rows around a strip: the support of the visible error is 40 rows; its size, see `strips`
+FIRST, GREATEST = 0.25, 100.0  # root mean square of a scaled residual, in peaks: the first guess, and the limit
+LEAST_POWER, GREATEST_POWER = 0.3, 3.0  # of the scale
+TINY = 1e-6
+
+LOWEST, HIGHEST = 30.0, 98.0  # range of requested qualities
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Visibility of a change.
+
+    Attributes:
+        quality: SSIMULACRA2 score.
+        worst, norm: Maximum and norm of the map of visible error, see `Limits`.
+    """
+
+    quality: float
+    worst: float
+    norm: float
+
+
+class Judge:
+    """Visibility of changes of one original, whose part of the computation is done once if it is small."""
+
+    def __init__(self, original: Tensor, mask: Tensor | None = None) -> None:
+        """
+        Args:
+            original: (1, 3, H, W) in [0, 1], at least 8 x 8 pixels.
+            mask: (1, 1, H, W) in [0, 1], the area that may be marked and that the score is computed on; None for the
+                whole image.
+        """
+        self._score = Ssimulacra2(original, mask)
+        self._share = None if mask is None else F.avg_pool2d(mask, 2, ceil_mode=True)
+        self._original = original
+        self._strips = list(strips(*size_of(original), STRIP_SIZE))
+        self._visible = VisibleError(original) if len(self._strips) == 1 else None
+
+    def __call__(self, image: Tensor) -> Judgement:
+        """The visibility of the change of an image (1, 3, H, W)."""
+        with torch.no_grad():
+            error = self.error(image)
+            return Judgement(self._score(image).item(), error.max().item(), norm(error, self._share).item())
+
+    def error(self, image: Tensor) -> Tensor:
+        """The map of visible error, (1, 1, ceil(H / 2), ceil(W / 2)); large images are processed in strips."""
+        if self._visible is not None:
+            return self._visible.map(image)
+        parts = []
+        for rows in self._strips:
+            wide = slice(max(0, rows.start - HALO), min(image.shape[-2], rows.stop + HALO))
+            inner = slice((rows.start - wide.start) // 2, (rows.stop - wide.start + 1) // 2)
+            error = VisibleError(self._original[..., wide, :]).map(image[..., wide, :])
+            parts.append(error[..., inner, :].clone())  # without the rows around
+        return torch.cat(parts, dim=-2)
+
+
+def scaled_to_quality(
+    original: Tensor, residual: Tensor, quality: float, mask: Tensor | None = None
+) -> tuple[Tensor, float, Judgement]:
+    """The strongest multiple of a residual that keeps the quality and its limits, within `TOLERANCE` of the first.
+
+    The used share of the limits is nearly a power of the scale: two scales give the next guess, and a bracket ensures
+    convergence where rounding or clamping changes the curve.
+
+    Args:
+        original: (1, 3, H, W) in [0, 1].
+        residual: The same shape, any scale.
+        quality: Least SSIMULACRA2 score of the result.
+        mask: See `Judge`.
+
+    Returns:
+        The marked image, rounded to 8 bit; the scale, 0 if nothing may be added; and the visibility of the change.
+    """
+    judge, bounds = Judge(original, mask), limits(quality)
+    image, scale, judgement = original, 0.0, Judgement(100.0, 0.0, 0.0)
+    tried = torch.empty_like(original)
+    strength = residual.square().mean().sqrt().item()
+    if strength == 0:
+        return image, scale, judgement
+    low, high = 0.0, GREATEST * bounds.peak / strength
+    guess, power, before = FIRST * bounds.peak / strength, 1.0, None
+    for _ in range(STEPS):
+        for rows in strips(*original.shape[-2:]):
+            change = (guess * residual[..., rows, :]).clamp(-bounds.peak, bounds.peak)
+            tried[..., rows, :] = round_8bit(original[..., rows, :] + change)
+        found = judge(tried)
+        used = max(
+            (100 - found.quality) / (100 - quality - MARGIN),
+            found.norm / bounds.norm,
+            found.worst / bounds.worst,
+            TINY,
+        )
+        if used <= 1:
+            low, scale, judgement = guess, guess, found
+            image, tried = tried, torch.empty_like(original) if image is original else image
+        else:
+            high = guess
+        if 1 - TOLERANCE <= used <= 1 or high - low <= TOLERANCE * low:
+            break
+        if before is not None and used != before[1]:
+            power = math.log(used / before[1]) / math.log(guess / before[0])
+            power = min(max(power, LEAST_POWER), GREATEST_POWER)
+        before = guess, used
+        aim = guess * ((1 - TOLERANCE / 2) / used) ** (1 / power)
+        guess = aim if low < aim < high else math.sqrt(max(low, TINY * high) * high)
+    return image, scale, judgement

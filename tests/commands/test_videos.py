@@ -1,0 +1,86 @@
+"""``onrw embed`` and ``onrw extract`` on videos: one message, read from frames of the written file."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onrw_core.commands.cli import main
+from onrw_core.payload.keys import Key
+from onrw_core.payload.registry import Registry
+
+av = pytest.importorskip("av")
+
+SIDE, COUNT = 192, 4
+SAMPLE = Path(__file__).parents[2] / "onrw_core" / "samples" / "monument.jpg"
+QUICK = ("--preset", "quick", "--iterations", "6", "--quality", "80", "--size", str(SIDE))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A key, and a pan over a sample photo."""
+    folder = tmp_path_factory.mktemp("videos")
+    Key(bytes(range(32))).save(folder / "my.key")
+    with Image.open(SAMPLE) as image:
+        pixels = np.asarray(image.convert("RGB").resize((288, 288)))
+    with av.open(folder / "film.mp4", "w") as output:
+        video = output.add_stream("libx264", rate=8, options={"crf": "10"})
+        video.height, video.width, video.pix_fmt = SIDE, SIDE, "yuv420p"
+        for number in range(COUNT):
+            window = np.ascontiguousarray(pixels[40 : 40 + SIDE, 10 * number : 10 * number + SIDE])
+            frame = av.VideoFrame.from_ndarray(window, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 8)
+            output.mux(video.encode(frame))
+        output.mux(video.encode())
+    return folder
+
+
+@pytest.fixture
+def onrw(folder, capsys):
+    def run(*words):
+        code = main([*map(str, words), "--key", str(folder / "my.key")])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_a_video_is_marked_and_read(onrw, folder, tmp_path):
+    result, ids = tmp_path / "marked.mkv", tmp_path / "ids.db"
+    code, out, err = onrw(
+        "embed", folder / "film.mp4", "-o", result, "--id", "c0ffee", *QUICK, "--registry", ids, "--json"
+    )
+    line = json.loads(out)
+    assert (code, line["frames"], line["readable"]) == (0, COUNT, True), err
+    assert line["ssimulacra2"] > 79.9 and line["seconds_per_frame"] > 0
+    assert len(Registry(ids).lookup("c0ffee")) == 1
+    code, out, _ = onrw("extract", result, "--json", "--frames", "3", "--registry", ids)
+    assert code == 0 and json.loads(out)["id"] == "c0ffee"
+    code, _, err = onrw("embed", result, "-o", tmp_path / "again.mp4", "--id", "c0ffee", *QUICK)
+    assert code == 2 and "of this key already (id c0ffee" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"marked.mkv", "ids.db"}
+
+
+def test_an_unmarked_video_holds_nothing(onrw, folder):
+    code, out, _ = onrw("extract", folder / "film.mp4", "--plain")
+    assert code == 0 and "nothing found" in out
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (["film.mp4", "photo.png", "-o", "out/"], "photo.png: is no video; mark photos and videos in two runs"),
+        (["film.mp4", "-o", "marked.png"], "marked.png: unknown file format; use one of the suffixes .mp4"),
+        (["film.mp4", "-o", "film.mp4"], "film.mp4: is the input itself"),
+        (["film.mp4", "other/film.mp4", "-o", "out/"], "is the result of two videos"),
+        (["film.mp4", "-o", "marked.mp4", "--spare"], "--spare: is for photos alone"),
+        (["none.mp4", "-o", "marked.mp4"], "none.mp4: no such file"),
+    ],
+)
+def test_bad_arguments_are_named(onrw, folder, monkeypatch, words, reason):
+    monkeypatch.chdir(folder)
+    code, _, err = onrw("embed", *words, "--text", "Ann", *QUICK)
+    assert code == 2 and reason in err

@@ -1,0 +1,65 @@
+"""Watermarks of several keys in one image: one pilot, one label, and no key twice."""
+
+import logging
+
+import pytest
+import torch
+
+from onrw_core.extractors.base import AlreadyMarkedError
+from onrw_core.extractors.keyed.extractor import KeyedExtractor
+from onrw_core.imaging.geometry import Geometry, resample
+from onrw_core.payload.keys import Key
+
+FIRST, SECOND = (KeyedExtractor(Key(bytes([i]) * 32), 48) for i in (1, 2))
+BITS = torch.randint(0, 2, (48,), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def grain() -> torch.Tensor:
+    return 0.5 + 0.03 * torch.randn(1, 3, 256, 320, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def marked(grain) -> torch.Tensor:
+    extractor = KeyedExtractor(FIRST.key, 48, "digitalCapture", (5, 6))
+    return (grain + 0.015 * extractor.pattern(BITS, (256, 320), pilot_share=0.7)).clamp(0, 1)
+
+
+def test_a_key_is_refused_where_it_is(grain, marked):
+    with pytest.raises(AlreadyMarkedError, match=r"of this key already \(48 raw bits, .*--again"):
+        FIRST.for_image(marked)
+    turned = resample(marked, Geometry.rotation(4, (256, 320)), (256, 320), "bicubic")
+    with pytest.raises(AlreadyMarkedError, match="already"):
+        FIRST.for_image(turned)
+    assert FIRST.for_image(marked, again=True).frame is not None
+    assert FIRST.for_image(grain).frame is None
+
+
+def test_another_key_takes_frame_and_label_of_the_first(marked, caplog):
+    crop = marked[..., 21:, 37:]
+    with caplog.at_level(logging.WARNING):
+        second = SECOND.for_image(crop, "digitalCreation")
+    assert second.label == "digitalCapture" and "not changed to digitalCreation" in caplog.text
+    corner = second.frame.apply(torch.zeros(2))
+    assert (corner - torch.tensor([37, 21]) + 32).remainder(64).tolist() == pytest.approx([32, 32], abs=0.3)
+    # A gradient step of the second leaves the first, and the pilot is where it was.
+    residual = torch.zeros_like(crop).requires_grad_()
+    loss = second.loss(crop + residual, BITS).sum()
+    (gradient,) = torch.autograd.grad(loss, residual)
+    step = 0.008 * gradient / gradient.square().mean().sqrt()
+    reading = FIRST.read((crop - step)[0].clamp(0, 1), search=False)
+    assert reading.detected and torch.equal(reading.bits, BITS)
+    assert float(second.loss(crop - step, BITS)) < float(loss.detach()) - 0.1
+
+
+def test_windows_continue_the_pattern(marked):
+    plain = KeyedExtractor(FIRST.key, 48, place=(31, 2))
+    assert plain.for_window(64, 128).place == (32, 4)
+    second = SECOND.for_image(marked)
+    window = second.for_window(64, 128)
+    assert torch.allclose(window.frame.apply(torch.zeros(2)), second.frame.apply(torch.tensor([128.0, 64.0])))
+
+
+def test_without_a_public_layer_nothing_is_taken(marked):
+    second = SECOND.for_image(marked, None)
+    assert second.frame is None and second.label is None

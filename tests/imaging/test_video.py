@@ -1,0 +1,182 @@
+"""Video files: frames are changed one by one, everything else of the file is kept."""
+
+from __future__ import annotations
+
+import builtins
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from onrw_core.imaging.video import VideoError, _pixels, is_video, sample, transcode
+
+av = pytest.importorskip("av")
+
+COUNT, RATE, WIDTH, HEIGHT = 12, 8, 96, 64
+
+
+def levels(number: int) -> np.ndarray:
+    """Frame `number`: blocks of colours that move by 4 pixels."""
+    blocks = np.random.default_rng(0).integers(40, 216, (HEIGHT // 16, WIDTH // 16, 3)).astype(np.uint8)
+    return np.roll(blocks.repeat(16, 0).repeat(16, 1), 4 * number, 1)
+
+
+def write(path, *, sound="aac", size=(HEIGHT, WIDTH), rotation=0, **tags):
+    with av.open(path, "w") as output:
+        video = output.add_stream("libx264", rate=RATE, options={"crf": "4", "g": "4"})
+        video.height, video.width, video.pix_fmt = *size, "yuv420p"
+        for name, value in tags.items():
+            setattr(video.codec_context, name, value)
+        if rotation:
+            video.set_display_rotation(rotation)
+        audio = output.add_stream(sound, rate=48000, layout="mono") if sound else None
+        output.metadata.update({"title": "A film", "artist": "Ann"})
+        output.set_chapters(
+            [{"id": 1, "start": 0, "end": 500, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}]
+        )
+        for number in range(COUNT):
+            frame = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(levels(number)[: size[0], : size[1]]), format="rgb24"
+            )
+            frame.pts = number * (number + 9) // 10  # the distances of the frames differ
+            frame.time_base = Fraction(1, RATE)
+            output.mux(video.encode(frame))
+        output.mux(video.encode())
+        if audio:
+            noise = np.random.default_rng(1).normal(0, 0.1, (1, 1024)).astype(np.float32)
+            for number in range(40):
+                block = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+                block.rate, block.pts = 48000, 1024 * number
+                output.mux(audio.encode(block))
+            output.mux(audio.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("film") / "film.mov", color_range=1, colorspace=1)
+
+
+def times(path):
+    with av.open(path) as container:
+        return [float(frame.time) for frame in container.decode(video=0)]
+
+
+def packets(path, kind):
+    with av.open(path) as container:
+        return [bytes(packet) for packet in container.demux(**{kind: 0}) if packet.size]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_frames_are_changed_and_the_rest_is_kept(film, tmp_path, suffix):
+    seen = []
+
+    def brighter(frames):
+        for frame in frames:
+            seen.append(frame)
+            yield (frame + 12 / 255).clamp(0, 1)
+
+    result = tmp_path / f"result{suffix}"
+    assert transcode(film, result, brighter, crf=4) == COUNT
+    with av.open(result) as container:
+        assert container.metadata["title"] == "A film"
+        assert container.chapters()[0]["metadata"]["title"] == "one"
+        frames = list(container.decode(video=0))
+    assert packets(result, "audio") == packets(film, "audio")
+    start, before = times(result)[0], times(film)
+    assert [time - start for time in times(result)] == pytest.approx(before, abs=0.002)  # a container may delay all
+    assert int(frames[0].colorspace) == 1 and int(frames[0].color_range) == 1
+    for number, (frame, before) in enumerate(zip(frames, seen, strict=True)):
+        assert np.abs(before.permute(1, 2, 0).numpy() * 255 - levels(number)).mean() < 8  # chroma at half resolution
+        change = _pixels(frame).permute(1, 2, 0).numpy() * 255 - before.permute(1, 2, 0).numpy() * 255
+        assert change.mean() == pytest.approx(12, abs=0.3) and np.abs(change - 12).mean() < 3.5
+
+
+def test_a_turned_video_becomes_upright(tmp_path):
+    film = write(tmp_path / "turned.mov", rotation=90, sound=None)
+    transcode(film, tmp_path / "upright.mp4", lambda frames: frames, crf=4)
+    with av.open(tmp_path / "upright.mp4") as container:
+        frame = next(container.decode(video=0))
+    assert (frame.width, frame.height, int(frame.rotation)) == (HEIGHT, WIDTH, 0)
+    turned = sample(film, 1)
+    assert turned.shape == (1, 3, WIDTH, HEIGHT)
+    expected = np.rot90(levels(0), 1)
+    assert np.abs(frame.to_ndarray(format="rgb24") - expected.astype(float)).mean() < 8
+
+
+def test_odd_sizes_keep_their_pixels(tmp_path):
+    film = tmp_path / "odd.mkv"
+    with av.open(film, "w") as output:
+        video = output.add_stream("libx264", rate=RATE, options={"crf": "4"})
+        video.height, video.width, video.pix_fmt = 65, 75, "yuv444p"
+        output.mux(video.encode(av.VideoFrame.from_ndarray(np.full((65, 75, 3), 99, np.uint8), format="rgb24")))
+        output.mux(video.encode())
+    transcode(film, tmp_path / "result.mp4", lambda frames: frames)
+    assert sample(tmp_path / "result.mp4", 3).shape == (1, 3, 65, 75)
+
+
+def test_sampled_frames_are_spread_over_the_video(film):
+    numbers = []
+    for frame in sample(film, 3):
+        errors = [np.abs(frame.permute(1, 2, 0).numpy() * 255 - levels(number)).mean() for number in range(COUNT)]
+        numbers.append(int(np.argmin(errors)))
+    assert numbers == sorted(set(numbers)) and numbers[0] < 6 and numbers[-1] > 7
+    assert len(sample(film, 64)) <= COUNT
+
+
+def test_an_error_leaves_nothing_behind(film, tmp_path):
+    def broken(frames):
+        yield next(frames)
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        transcode(film, tmp_path / "result.mp4", broken)
+    (tmp_path / "there.mp4").write_bytes(b"film")
+    with pytest.raises(FileExistsError):
+        transcode(film, tmp_path / "there.mp4", lambda frames: frames)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.mp4"]
+    assert (tmp_path / "there.mp4").read_bytes() == b"film"
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda path: path, "no such file"),
+        (lambda path: path.write_bytes(b"no film" * 99), "cannot be processed"),
+        (lambda path: write(path, color_trc=16), "high dynamic range"),
+        (lambda path: write(path, size=(32, 96)), "at least 64"),
+    ],
+)
+def test_videos_that_cannot_be_taken_are_named(tmp_path, make, reason):
+    film = tmp_path / "film.mp4"
+    make(film)
+    with pytest.raises(VideoError, match=rf"film\.mp4: .*{reason}"):
+        transcode(film, tmp_path / "result.mp4", lambda frames: frames)
+
+
+def test_streams_and_suffixes_that_do_not_fit_are_refused(film, tmp_path):
+    with pytest.raises(VideoError, match=r"result\.webm: cannot hold the audio of film\.mov \(aac\); write an \.mkv"):
+        transcode(film, tmp_path / "result.webm", lambda frames: frames)
+    with pytest.raises(VideoError, match="unknown suffix '.avi'"):
+        transcode(film, tmp_path / "result.avi", lambda frames: frames)
+    assert is_video("a/FILM.MP4") and not is_video("a/film.png")
+
+
+def test_without_the_library_the_remedy_is_named(film, tmp_path, monkeypatch):
+    imported = builtins.__import__
+
+    def missing(name, *rest):
+        if name == "av":
+            raise ImportError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(VideoError, match=r"pip install 'onrw\[video\]'"):
+        sample(film, 1)
+
+
+def test_webm(tmp_path):
+    film = write(tmp_path / "film.mkv", sound=None)
+    assert transcode(film, tmp_path / "film.webm", lambda frames: frames, crf=20) == COUNT
+    assert torch.isfinite(sample(tmp_path / "film.webm", 2)).all()

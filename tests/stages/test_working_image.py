@@ -1,0 +1,71 @@
+"""The working image and its windows."""
+
+import pytest
+import torch
+
+from onrw_core.extractors.keyed.band import TILE
+from onrw_core.stages.working_image import OVERLAP, WINDOW_SIDE, blend, padded, windows, working_image
+
+
+def test_working_image_keeps_the_aspect():
+    assert working_image(torch.rand(3, 1365, 2048), 512).shape == (1, 3, 512, 768)
+    image = torch.rand(3, 128, 166)
+    assert torch.equal(working_image(image, 128)[0], image)
+    with pytest.raises(ValueError, match="65536x64, which is 524288x512.*crop"):
+        working_image(torch.zeros(3, 64, 65536), 512)
+
+
+def test_padding_repeats_the_edges():
+    working = working_image(torch.rand(3, 100, 130), 128)
+    assert working.shape[-2:] == (128, 166)
+    result = padded(working)
+    assert result.shape[-2:] == (128, 192)
+    assert torch.equal(result[..., :166], working)
+    assert torch.equal(result[..., 166:], working[..., -1:].expand(-1, -1, -1, 26))
+
+
+@pytest.mark.parametrize("size", [(512, 768), (1024, 1024), (512, 2048), (64, 8192)])
+def test_ordinary_sizes_are_one_window(size):
+    assert windows(*size) == [(0, 0, *size)]
+
+
+@pytest.mark.parametrize("size", [(512, 2049), (512, 8192), (2048, 3000), (8193, 515), (512, 65536), (64, 10000)])
+def test_windows_share_the_tile_grid_and_overlap(size):
+    parts = windows(*size)
+    count = torch.zeros(size)
+    for part in parts:
+        assert part.top % TILE == part.left % TILE == 0 and max(part.size) < WINDOW_SIDE + TILE
+        part.cut(count).add_(1)
+    assert count.min() == 1
+    for axis, side in enumerate(size):
+        intervals = sorted({(part[axis], part[axis] + part[axis + 2]) for part in parts})
+        assert intervals[0][0] == 0 and intervals[-1][1] == side
+        assert all(end - start >= OVERLAP for (_, end), (start, _) in zip(intervals, intervals[1:], strict=False))
+
+
+def test_blended_parts_of_an_image_are_the_image():
+    image = torch.rand(1, 3, 1100, 1500, generator=torch.Generator().manual_seed(0))
+    parts = windows(1100, 1500)
+    assert len(parts) == 4
+    whole = blend(parts, [part.cut(image) for part in parts], (1100, 1500))
+    torch.testing.assert_close(whole, image)
+    one = windows(300, 400)
+    assert torch.equal(blend(one, [image[..., :300, :400]], (300, 400)), image[..., :300, :400])
+
+
+def test_windows_fade_into_one_another():
+    """A change of one window is felt with a weight that falls linearly over the overlap."""
+    parts = windows(512, 3200)
+    images = [torch.zeros(1, 1, *part.size) for part in parts]
+    images[0] += 1
+    line = blend(parts, images, (512, 3200))[0, 0, 0]
+    start, end = parts[1].left, parts[0].width
+    assert (line[:start] == 1).all() and (line[end:] == 0).all()
+    steps = line[start - 1 : end + 1].diff()
+    assert (steps <= 0).all() and steps.abs().max() < 1.5 / OVERLAP
+
+
+def test_windows_that_are_left_out_stay_zero():
+    parts = windows(512, 3200)
+    whole = blend(parts[:1], [torch.ones(1, 1, *parts[0].size)], (512, 3200))
+    assert (whole[..., : parts[0].width] == 1).all() and (whole[..., parts[0].width :] == 0).all()
