@@ -52,11 +52,11 @@ class Pixels(Onrw):
         extractor = self.extractor.for_image(photo.image[None])
         delta = torch.zeros_like(photo.image, requires_grad=True)
         optimiser = torch.optim.Adam([delta], 0.01)
-        for _ in range(8):
+        for _ in range(12):
             optimiser.zero_grad()
             extractor.loss((photo.image + delta).clamp(0, 1)[None], bits).mean().backward()
             optimiser.step()
-        return round_8bit((photo.image + delta).detach()), {"iterations": 8}
+        return round_8bit((photo.image + delta).detach()), {"iterations": 12}
 
 
 # Each case is a blind reading, and one in which nothing is found takes seconds.
