@@ -15,7 +15,7 @@ from ..onrw_core.payload.message import Message
 from . import images
 from .adapter import Progress, ordinary_tensors
 from .card import shown, with_views
-from .clips import ONE_CLIP, SEPARATE, MarkedClip, frames, mark_clip, spread
+from .clips import ONE_CLIP, SEPARATE, frames, spread
 from .inputs import (
     extractor,
     generator_for,
@@ -28,10 +28,11 @@ from .inputs import (
 from .keys import reader_of
 from .marking import (
     REMEDY,
+    MarkedClip,
+    Marker,
     MarkingNode,
     Models,
     labelled,
-    mark,
     marked_card,
     message_of,
     public_label,
@@ -120,11 +121,10 @@ class EmbedNode(MarkingNode):
         originals = images.from_comfy(image, min_side=MIN_SIDE)
         if frames == ONE_CLIP:
             own = message_of(text, originals[0], reader) if message is None else per_image(message, 0, 1, "message")
-            progress = Progress(settings.iterations + len(originals) - 1)
-            area, generator = images.mask_of(mask, 0, image), generator_for(seed)
-            whole = mark_clip(models, originals, reader, own, settings, size, area, generator, progress)
+            marker = Marker(models, reader, settings, size, Progress(settings.iterations + len(originals) - 1))
+            whole = marker.mark_clip(originals, own, images.mask_of(mask, 0, image), generator_for(seed))
             return _clip(cls, image, originals, reader, own, whole)
-        progress = Progress(len(originals) * settings.iterations)
+        marker = Marker(models, reader, settings, size, Progress(len(originals) * settings.iterations))
         marked, cards, reports, unreadable, unchanged = [], [], [], [], []
         for index, original in enumerate(originals):
             if message is None:
@@ -132,8 +132,7 @@ class EmbedNode(MarkingNode):
             else:
                 own = per_image(message, index, len(originals), "message")
             area = images.mask_of(mask, index, image)
-            generator = generator_for(seed, index)
-            done = mark(models, original, reader, own, settings, size, area, generator, progress)
+            done = marker.mark(original, own, area, generator_for(seed, index))
             if done is None:
                 found = read(reader, original)
                 marked.append(original.cpu())

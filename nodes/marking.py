@@ -1,11 +1,12 @@
-"""Marking one image with the whole method: what ONRW_Embed and ONRW_SaveImage share."""
+"""Marking images and clips with the whole method: what ONRW_Embed and ONRW_SaveImage share."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -13,6 +14,7 @@ from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..onrw_core.clip import Clip
 from ..onrw_core.extractors import LABELS
 from ..onrw_core.extractors.base import NO_LABEL, WORKING_SIZE, AlreadyMarkedError
 from ..onrw_core.imaging.rounding import to_8bit
@@ -21,7 +23,17 @@ from ..onrw_core.pipeline import Marked, embed
 from ..onrw_core.stages.noise_optimisation import Settings
 from ..onrw_core.stages.working_image import padded, windows, working_image
 from ..onrw_core.strict_json import to_json
-from .adapter import NEGATIVE, POSITIVE, ComfyConditioning, Progress, family_of, from_comfy, mini, run
+from .adapter import (
+    NEGATIVE,
+    POSITIVE,
+    ComfyAutoencoder,
+    ComfyConditioning,
+    ComfyModel,
+    Progress,
+    from_comfy,
+    mini,
+    run,
+)
 from .card import Card, chance, reading_card
 from .keys import NO_KEY, KeyUser
 from .reading import Verdict
@@ -31,12 +43,13 @@ from .warning import ALREADY_MARKED
 
 __all__ = [
     "REMEDY",
+    "MarkedClip",
+    "Marker",
     "MarkingNode",
     "Models",
     "ids_of",
     "labelled",
     "latent_shape",
-    "mark",
     "marked_card",
     "message_of",
     "public_label",
@@ -48,6 +61,7 @@ __all__ = [
     "working_size",
 ]
 
+Result = TypeVar("Result")
 REMEDY = "choose the strength strong, a shorter text, or a larger mask"
 NO_LAYER = "no public layer"
 CANDIDATES = 1000  # ids of an image: as many other images would have to have them
@@ -190,59 +204,112 @@ def latent_shape(vae: VAE, original: Tensor, size: int) -> tuple[int, ...]:
     return (1, vae.latent_channels, *(side // factor for side in largest.shape[-2:]))
 
 
-def mark(
-    models: Models,
-    original: Tensor,
-    reader: Reader,
-    message: Message,
-    settings: Settings,
-    size: int,
-    mask: Tensor | None,
-    generator: torch.Generator,
-    progress: Progress,
-) -> Marked | None:
-    """Mark one image; None where it carries a watermark of the same key already.
+@dataclass(frozen=True)
+class MarkedClip:
+    """The frames of a marked clip.
 
-    Args:
+    Attributes:
+        images: (F, 3, H, W), on the CPU.
+        worst: The marked frame of the least quality.
+    """
+
+    images: Tensor
+    worst: Marked
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Marks the images of a batch, or the frames of a clip.
+
+    Attributes:
         models: See there.
-        original: (3, H, W) in [0, 1].
         reader: Extractor and key.
-        message: What the watermark is to say.
-        settings: Settings; their number of iterations is that of steps of the progress bar.
+        settings: Settings; their number of iterations is that of steps of the progress bar for an image.
         size: Working size in pixels.
-        mask: (1, 1, H, W) in [0, 1], or None.
-        generator: Source of all random draws.
         progress: Of the node.
     """
-    reads, vae = reader.for_message(message), models.vae
-    settings = settings.suited_to(family_of(models.model.model).distilled)
-    shape = latent_shape(vae, original, size)
-    start = progress.done
 
-    def work(core_model, autoencoder):
-        return embed(
-            original.to(core_model.device),
-            core_model,
+    models: Models
+    reader: Reader
+    settings: Settings
+    size: int
+    progress: Progress
+
+    def mark(
+        self, original: Tensor, message: Message, mask: Tensor | None, generator: torch.Generator
+    ) -> Marked | None:
+        """Mark one image; None where it carries a watermark of the same key already.
+
+        Args:
+            original: (3, H, W) in [0, 1].
+            message: What the watermark is to say.
+            mask: (1, 1, H, W) in [0, 1], or None.
+            generator: Source of all random draws.
+        """
+
+        def work(model: ComfyModel, autoencoder: ComfyAutoencoder) -> Marked:
+            return self._embed(model, autoencoder, original, message, mask, generator)
+
+        return self._run(original, work)
+
+    def mark_clip(
+        self, frames: Tensor, message: Message, mask: Tensor | None, generator: torch.Generator
+    ) -> MarkedClip | None:
+        """Mark the frames (F, 3, H, W) of a clip; None where the first carries a watermark of the same key already.
+
+        The other arguments are those of `mark`. Each frame but the first is one step of the progress bar.
+        """
+
+        def work(model: ComfyModel, autoencoder: ComfyAutoencoder) -> MarkedClip:
+            first = frames[0].to(model.device)
+            worst = self._embed(model, autoencoder, first, message, mask, generator)
+            clip = Clip(first, worst, model, autoencoder, generator=generator, size=self.size, mask=mask)
+            images = [worst.image.cpu()]
+            for frame in frames[1:]:
+                marked = clip.mark(frame.to(model.device))
+                images.append(marked.image.cpu())
+                worst = min(worst, marked, key=lambda each: each.judgement.quality)
+                self.progress.advance(marked.image[None])
+            return MarkedClip(torch.stack(images), worst)
+
+        return self._run(frames[0], work)
+
+    def _embed(
+        self,
+        model: ComfyModel,
+        autoencoder: ComfyAutoencoder,
+        original: Tensor,
+        message: Message,
+        mask: Tensor | None,
+        generator: torch.Generator,
+    ) -> Marked:
+        start, steps = self.progress.done, self.settings.iterations
+        marked = embed(
+            original.to(model.device),
+            model,
             autoencoder,
-            reads,
+            self.reader.for_message(message),
             message.bits,
-            positive=models.positive,
-            null=models.null,
-            settings=settings,
+            positive=self.models.positive,
+            null=self.models.null,
+            settings=self.settings,
             generator=generator,
-            size=size,
+            size=self.size,
             mask=mask,
-            on_state=lambda state: progress.advance(
-                state.image, start + settings.iterations * state.iteration // state.total
-            ),
+            on_state=lambda state: self.progress.advance(state.image, start + steps * state.iteration // state.total),
         )
+        self.progress.advance(marked.image[None], start + steps)
+        return marked
 
-    try:
-        marked = run(models.model, vae, models.positive, models.null, shape, work)
-    except AlreadyMarkedError:
-        marked = None
-    progress.advance((original if marked is None else marked.image)[None], start + settings.iterations)
-    return marked
+    def _run(self, original: Tensor, work: Callable[..., Result]) -> Result | None:
+        """The result of work(model, autoencoder) in ComfyUI's sampling; None where the original is marked already."""
+        models, end = self.models, self.progress.done + self.settings.iterations
+        shape = latent_shape(models.vae, original, self.size)
+        try:
+            return run(models.model, models.vae, models.positive, models.null, shape, work)
+        except AlreadyMarkedError:
+            self.progress.advance(original[None], end)
+            return None
 
 
 def marked_card(marked: Marked, message: Message, found: Verdict, *lines: str) -> Card:

@@ -29,11 +29,11 @@ from .inputs import generator_for, key, marking_settings, strength
 from .keys import PLACE, reader_of
 from .marking import (
     REMEDY,
+    Marker,
     MarkingNode,
     Models,
     ids_of,
     labelled,
-    mark,
     marked_card,
     message_of,
     public_label,
@@ -128,7 +128,7 @@ class SaveImageNode(MarkingNode):
         settings = marking_settings(preset, reader.extractor, strength=strength, quality=quality)
         settings = labelled(settings, public_label)
         originals, metadata = from_comfy(images, min_side=MIN_SIDE), _metadata(cls, format)
-        progress = Progress(len(originals) * settings.iterations)
+        marker = Marker(models, reader, settings, size, Progress(len(originals) * settings.iterations))
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), images.shape[2], images.shape[1]
         )
@@ -136,8 +136,7 @@ class SaveImageNode(MarkingNode):
         for index, original in enumerate(originals):
             ids = registry(create=True) if note else None
             message = message_of(text, original, reader) if ids is None else _free_id(ids, original, reader)
-            area, generator = mask_of(None, index, images), generator_for(0)
-            done = mark(models, original, reader, message, settings, size, area, generator, progress)
+            done = marker.mark(original, message, mask_of(None, index, images), generator_for(0))
             alpha = clean(images)[index, ..., 3][None].float().clamp(0, 1) if images.shape[-1] == 4 else None
             own = name.replace("%batch_num%", str(index))
             path = Path(folder) / f"{own}_{counter + index:05}_{FORMATS[format]}"

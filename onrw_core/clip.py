@@ -11,17 +11,15 @@ with the frames before, a new scene begins: the steps are more, and the place is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import pipeline
-from .attacks import TrainingMix, training_mix
+from .attacks import training_mix
 from .attacks.regeneration import regenerations
-from .diffusion.model import Autoencoder, Conditioning, DiffusionModel
+from .diffusion.model import Autoencoder, DiffusionModel
 from .extractors.base import WORKING_SIZE, Extractor
 from .imaging.geometry import size_of
 from .imaging.metrics import ssim
@@ -29,10 +27,9 @@ from .imaging.pixels import as_mask, as_rgb
 from .imaging.registration import Shift, overlap, translated, translation
 from .pipeline import Marked
 from .stages.composition import Composer, compose
-from .stages.noise_optimisation import Settings, State
 from .stages.working_image import working_image
 
-__all__ = ["embed"]
+__all__ = ["Clip"]
 
 STEPS, SCENE_STEPS = 1, 12  # on a frame, and on the first frame of a new scene
 STEP = 0.05  # root mean square of a step, relative to that of the residual
@@ -42,91 +39,56 @@ NEAR = 0.5  # overlap with the reference frame below which the present frame bec
 TINY = 1e-20
 
 
-def embed(
-    frames: Iterable[Tensor],
-    model: DiffusionModel,
-    autoencoder: Autoencoder,
-    extractor: Extractor,
-    bits: Tensor,
-    *,
-    positive: Conditioning,
-    null: Conditioning | None,
-    settings: Settings,
-    generator: torch.Generator,
-    size: int = WORKING_SIZE,
-    mask: Tensor | None = None,
-    on_state: Callable[[State], None] | None = None,
-) -> Iterator[Marked]:
-    """Embed one message in the frames of a clip; see `pipeline.embed` for what is not described here.
-
-    Args:
-        frames: Frames in their order, each (3, H, W) in [0, 1], all of one size.
-        settings: Of the first frame; quality and attacks are those of all frames.
-        mask: (1, 1, H, W) in [0, 1]: area of the watermark in each frame.
-        on_state: Called during the optimisation of the first frame.
-
-    Yields:
-        Each frame marked, as soon as it is; no other frames are kept.
-
-    Raises:
-        AlreadyMarkedError: The first frame carries a watermark of the same key, and `settings.again` is off.
-        ValueError: As `pipeline.embed`, or a frame of another size.
-    """
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        return
-    marked = pipeline.embed(
-        first,
-        model,
-        autoencoder,
-        extractor,
-        bits,
-        positive=positive,
-        null=null,
-        settings=settings,
-        generator=generator,
-        size=size,
-        mask=mask,
-        on_state=on_state,
-    )
-    yield marked
-    settings = settings.suited_to(model.distilled)
-    regeneration = regenerations(model, autoencoder, marked.watermarks[-1].inversion.unconditional)
-    mix = training_mix(settings.mix, regeneration, extractor.window)
-    scene = _Scene(working_image(as_rgb(first), size), marked, mix, settings, generator, size, mask)
-    for frame in frames:
-        if frame.shape != first.shape:
-            raise ValueError(
-                f"frames: one has {_pixels(frame)} pixels and the first {_pixels(first)}; give frames of one size"
-            )
-        yield scene.mark(as_rgb(frame))
-
-
-class _Scene:
-    """The state of a clip between two frames."""
+class Clip:
+    """A clip whose first frame is marked, and whose later frames are marked in their order."""
 
     def __init__(
         self,
-        working: Tensor,
+        first: Tensor,
         marked: Marked,
-        mix: TrainingMix,
-        settings: Settings,
+        model: DiffusionModel,
+        autoencoder: Autoencoder,
+        *,
         generator: torch.Generator,
-        size: int,
-        mask: Tensor | None,
+        size: int = WORKING_SIZE,
+        mask: Tensor | None = None,
     ) -> None:
-        self.marked, self.mix, self.settings, self.generator, self.size = marked, mix, settings, generator, size
+        """
+        Args:
+            first: The first frame, (3, H, W) in [0, 1].
+            marked: The result of `pipeline.embed` for it; quality, attacks and message are those of all frames.
+            model: The model that it was marked with.
+            autoencoder: Its autoencoder.
+            generator: Source of all random draws.
+            size: The working size of the first frame.
+            mask: (1, 1, H, W) in [0, 1]: area of the watermark in each frame.
+        """
+        first = as_rgb(first)
+        working, watermark = working_image(first, size), marked.watermarks[-1]
+        self.shape, self.marked, self.settings = first.shape, marked, watermark.settings
+        self.generator, self.size = generator, size
+        regeneration = regenerations(model, autoencoder, watermark.inversion.unconditional)
+        self.mix = training_mix(self.settings.mix, regeneration, marked.extractor.window)
         self.mask = None
         if mask is not None:
-            self.mask = F.interpolate(as_mask(mask), size_of(working), mode="bilinear", align_corners=False)
+            self.mask = F.interpolate(as_mask(mask), size=size_of(working), mode="bilinear", align_corners=False)
         self.residual = _unit(marked.residual)
         self.reference = working  # the frame that motion is measured against
         self.before = self.present = Shift(0, 0)  # of the content since the first frame: of the reference, and now
 
     def mark(self, frame: Tensor) -> Marked:
-        """Mark the next frame, (3, H, W)."""
+        """Mark the next frame, (3, H, W) in [0, 1].
+
+        Raises:
+            ValueError: It has another size than the first frame, or `as_rgb` refuses it.
+        """
+        if frame.shape != self.shape:
+            raise ValueError(
+                f"frames: one has {_pixels(frame.shape)} pixels and the first {_pixels(self.shape)}; "
+                "give frames of one size"
+            )
         start = time.perf_counter()
+        frame = as_rgb(frame)
         working = working_image(frame, self.size)
         new = self._follow(working)
         extractor = self.marked.extractor.for_window(-self.present.y, -self.present.x)
@@ -188,5 +150,5 @@ def _unit(residual: Tensor) -> Tensor:
     return residual * mean_square.clamp(min=TINY).rsqrt()
 
 
-def _pixels(frame: Tensor) -> str:
-    return f"{frame.shape[-1]}x{frame.shape[-2]}"
+def _pixels(shape: torch.Size) -> str:
+    return f"{shape[-1]}x{shape[-2]}"

@@ -1,13 +1,17 @@
 """Clips: the watermark is a part of the scene, goes on where the scene does, and begins again where it ends."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from onrw_core import clip
+from onrw_core.commands.marker import Marker
 from onrw_core.extractors.keyed.extractor import KeyedExtractor
 from onrw_core.imaging.registration import Shift, translated
+from onrw_core.models import Loaded
 from onrw_core.payload.keys import Key
+from onrw_core.payload.message import raw
 from onrw_core.stages.noise_optimisation import Settings
 
 from .stages.test_noise_optimisation import parts, scene  # noqa: F401  (parts is a fixture)
@@ -22,18 +26,9 @@ STEP = 9  # pixels a frame
 
 def embedded(parts, frames):  # noqa: F811
     model, autoencoder, _, positive, null = parts
-    return clip.embed(
-        frames,
-        model,
-        autoencoder,
-        EXTRACTOR,
-        BITS,
-        positive=positive,
-        null=null,
-        settings=SETTINGS,
-        generator=torch.Generator().manual_seed(0),
-        size=192,
-    )
+    loaded = Loaded(model, autoencoder, lambda prompt: positive if prompt else null)
+    options = {"extractor": EXTRACTOR, "key": None, "mask": None, "prompt": "a house", "size": 192, "seed": 0}
+    return Marker(loaded, SETTINGS, **options).mark_clip(frames, Path("clip.mp4"), raw(BITS))
 
 
 def alike(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import clip, pipeline
+from ..commands.marker import Marker
 from ..extractors.keyed.extractor import KeyedExtractor
 from ..imaging import files as images
 from ..imaging.convolve import gaussian_blur
@@ -40,6 +40,7 @@ from ..imaging.video import read_frames, write_frames
 from ..models import load_model
 from ..payload.keys import Key
 from ..payload.message import encode_text
+from ..pipeline import Marked
 from ..stages.noise_optimisation import PRESETS
 from .cache import publish
 from .photos import load_photos
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     }
     report = {}
     for name, (frames, step) in clips.items():
-        report[name] = _measured(frames, step, args)
+        report[name] = _measured(name, frames, step, args)
         print(_table(name, report[name], args), flush=True)
     if args.json:
         publish(args.json, report)
@@ -109,25 +110,26 @@ def _over(still: Tensor, drawing: Tensor, count: int) -> tuple[list[Tensor], int
     return frames, 0
 
 
-def _measured(frames: list[Tensor], step: int, args: argparse.Namespace) -> dict[str, Any]:
+def _measured(name: str, frames: list[Tensor], step: int, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of one clip."""
-    loaded, key = load_model("mini"), Key(bytes(range(32)))
-    bits = encode_text(TEXT, key).bits
-    extractor = KeyedExtractor(key, len(bits))
+    key = Key(bytes(range(32)))
+    message = encode_text(TEXT, key)
+    extractor = KeyedExtractor(key, len(message.bits))
     settings = PRESETS[args.preset].with_(iterations=args.iterations)
-    parts = loaded.model, loaded.autoencoder, extractor, bits
-    options = {"positive": loaded.encode(""), "null": loaded.encode(""), "settings": settings, "size": args.size}
+    marker = Marker(
+        load_model("mini"), settings, extractor=extractor, key=key, mask=None, prompt="", size=args.size, seed=args.seed
+    )
 
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(args.seed)
+    def mark(frames: list[Tensor]) -> Iterator[Marked]:
+        return marker.mark_clip(frames, Path(name), message)
 
     marked, cpu = [], []
     before = time.process_time()
-    for each in clip.embed(frames, *parts, **options, generator=generator()):
+    for each in mark(frames):
         marked.append(replace(each, watermarks=()))
         cpu.append(time.process_time() - before)
         before = time.process_time()
-    alone = [pipeline.embed(frame, *parts, **options, generator=generator()) for frame in frames[: args.separate]]
+    alone = [next(mark([frame])) for frame in frames[: args.separate]]
     result = [each.image for each in marked]
     residuals = [a - b for a, b in zip(result, frames, strict=True)]
     separate = [each.image - frame for each, frame in zip(alone, frames, strict=False)]

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import clip, pipeline
+from .. import pipeline
+from ..clip import Clip
 from ..extractors.base import Extractor
 from ..imaging import files as images
 from ..imaging.pixels import opaque_area
@@ -158,45 +158,54 @@ class Marker:
 
     def optimise(self, photo: Photo, progress: Progress | None = None) -> Photo:
         """Embed the watermark."""
-        marked = pipeline.embed(
-            photo.image.rgb.to(self.loaded.device),
-            self.loaded.model,
-            self.loaded.autoencoder,
-            photo.extractor,
-            photo.message.bits,
-            positive=self.positive,
-            null=self.null,
-            settings=self.settings,
-            generator=torch.Generator().manual_seed(self.seed),
-            size=self.size,
-            mask=photo.mask,
-            on_inversion=None if progress is None else progress.inversion,
-            on_state=None if progress is None else progress.optimisation,
-        )
+        image = photo.image.rgb.to(self.loaded.device)
+        marked = self._embed(image, photo.extractor, photo.message, photo.mask, self._generator(), progress)
         return replace(photo, marked=marked)
 
     def mark_clip(
         self, frames: Iterable[Tensor], source: Path, message: Message, progress: Progress | None = None
     ) -> Iterator[pipeline.Marked]:
         """Embed a message in the frames of a clip, each (3, H, W) in [0, 1], one by one as they are taken."""
-        frames = iter(frames)
-        first = next(frames, None)
+        coming = (frame.to(self.loaded.device) for frame in frames)
+        first = next(coming, None)
         if first is None:
             return
-        yield from clip.embed(
-            (frame.to(self.loaded.device) for frame in chain([first], frames)),
+        extractor, generator = self.extractor.for_bits(len(message.bits)), self._generator()
+        mask = None if self.mask is None else _fit(self.mask, first, source)
+        marked = self._embed(first, extractor, message, mask, generator, progress)
+        yield marked
+        model, autoencoder = self.loaded.model, self.loaded.autoencoder
+        clip = Clip(first, marked, model, autoencoder, generator=generator, size=self.size, mask=mask)
+        for frame in coming:
+            yield clip.mark(frame)
+
+    def _embed(
+        self,
+        image: Tensor,
+        extractor: Extractor,
+        message: Message,
+        mask: Tensor | None,
+        generator: torch.Generator,
+        progress: Progress | None,
+    ) -> pipeline.Marked:
+        return pipeline.embed(
+            image,
             self.loaded.model,
             self.loaded.autoencoder,
-            self.extractor.for_bits(len(message.bits)),
+            extractor,
             message.bits,
             positive=self.positive,
             null=self.null,
             settings=self.settings,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=generator,
             size=self.size,
-            mask=None if self.mask is None else _fit(self.mask, first, source),
+            mask=mask,
+            on_inversion=None if progress is None else progress.inversion,
             on_state=None if progress is None else progress.optimisation,
         )
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
 
     def encode(self, photo: Photo) -> Result:
         """Encode the file and read the watermark back from it, compression included."""
