@@ -146,7 +146,7 @@ DEFENDED_BY = {
     "onrw_core/stages/inversion_record.py": ["test_inversion.py"],
     "onrw_core/stages/null_text.py": ["test_inversion.py"],
     "onrw_core/stages/warm_start.py": ["test_noise_optimisation.py"],
-    "onrw_core/stages/noise_optimisation.py": ["test_objective.py", "test_noise_optimisation.py"],
+    "onrw_core/stages/noise_optimisation.py": ["test_objective.py", "test_sparing.py", "test_noise_optimisation.py"],
     "onrw_core/stages/constrained_denoising.py": ["test_constrained_denoising.py", "test_noise_optimisation.py"],
 }
 

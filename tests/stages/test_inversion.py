@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from onrw_core.diffusion.model import Conditioning
 from onrw_core.diffusion.ode import schedule
 from onrw_core.stages.inversion import METHODS, Inversion, invert, replay, replay_step
-from onrw_core.stages.nested import unsupported
+from onrw_core.stages.nested import unpack, unsupported
 from onrw_core.stages.progress import result_of
 
 from ..dummies import DummyModel, prompt
@@ -148,6 +148,12 @@ def test_replay_takes_another_noise_prompt_and_gradient():
     assert not maps.self_attention
 
 
+def test_without_a_null_prompt_the_prompt_takes_its_place():
+    inversion = inverted(DummyModel())
+    assert inversion.unconditional is inversion.null
+    assert replace(inversion, null=None).unconditional is inversion.positive
+
+
 def test_replay_refuses_another_model():
     model = DummyModel()
     inversion = inverted(model)
@@ -229,6 +235,13 @@ def test_options_of_a_prompt_come_back_from_a_file(tmp_path):
     assert [*unsupported(parts)] == ["control", "hooks", "half"]
 
 
+@pytest.mark.parametrize("value", [{"set": []}, {"list": 3}, {"tuple": {}}, {"dict": []}, {"tensor": 1}, [], {}])
+def test_parts_of_no_known_kind_are_refused(value):
+    assert unpack({"list": [{"tuple": [1, None]}]}, {}) == [(1, None)]
+    with pytest.raises(ValueError, match="of no known kind"):
+        unpack({"list": [value]}, {})
+
+
 def test_bad_files_are_named(tmp_path):
     good, bad = tmp_path / "good", tmp_path / "bad.safetensors"
     inverted(DummyModel()).save(good)
@@ -256,6 +269,7 @@ def damaged(header=None, **tensors):
     return header or {}, tensors
 
 
+NO_OPTIONS = {"options": {"dict": {}}, "missing": []}
 DAMAGES = {
     "0-d sigmas": damaged(sigmas=torch.tensor(1.0)),
     "NaN sigmas": damaged(sigmas=torch.tensor([torch.nan, 0.0])),
@@ -281,8 +295,10 @@ DAMAGES = {
         {"positive": {"content": None, "word": None, "options": {"dict": {"a": {"tensor": "b"}}}, "missing": []}}
     ),
     "a prompt that is a number": damaged({"positive": 3}),
-    "tokens beyond the prompt": damaged({"positive": {"content": [10**6], "word": None}}),
-    "tokens in words": damaged({"positive": {"content": ["first"], "word": None}}),
+    "tokens beyond the prompt": damaged({"positive": {**NO_OPTIONS, "content": [10**6], "word": None}}),
+    "tokens before the prompt": damaged({"positive": {**NO_OPTIONS, "content": [-1], "word": None}}),
+    "tokens between tokens": damaged({"positive": {**NO_OPTIONS, "content": [0.5], "word": None}}),
+    "tokens in words": damaged({"positive": {**NO_OPTIONS, "content": ["first"], "word": None}}),
 }
 
 

@@ -90,6 +90,20 @@ def test_derivative_of_the_scale(original, residual):
     assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=0.05)
 
 
+def test_similar_residuals_cost_less_than_one_gradient_of_the_load_each(original, residual, monkeypatch):
+    calls, load = [], VisualLoad.__call__
+    monkeypatch.setattr(VisualLoad, "__call__", lambda self, marked: calls.append(1) or load(self, marked))
+    scale_to_limits = ScaleToLimits(original, limits(90))
+    for strength in (1.0, 1.1, 0.9):
+        scale_to_limits(strength * residual)
+    first = len(calls)
+    for strength in (1.0, 1.1, 0.9, 1.0):
+        scale_to_limits(strength * residual)
+    assert len(calls) - first == 2
+    scale_to_limits(residual.flip(-1))  # another one
+    assert len(calls) - first > 3
+
+
 def test_composer_keeps_quality_peak_and_grey(original, residual):
     composer = Composer(original, CompositionOptions(quality=90, luma_only=True))
     spike = residual.clone()

@@ -249,6 +249,9 @@ def test_bad_arguments_say_what_is_wrong(parts, extractor, bits):
     for change, message in (({"steps": 0}, "steps is 0"), ({"space": "paint"}, "paint"), ({"start_sigma": 0}, "sigma")):
         with pytest.raises(ValueError, match=message):
             replace(SETTINGS, **change)
+    assert replace(SETTINGS, label=None).label is None
+    with pytest.raises(ValueError, match="label: is 'mine'; choose one of none, .* or None for no public layer"):
+        replace(SETTINGS, label="mine")
     with pytest.raises(ValueError, match="none, soft or hard"):
         Constraint(mask="round")
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from onrw_core.imaging.convolve import gaussian_blur
-from onrw_core.imaging.metrics import flattest_window_psnr, psnr, ssim
+from onrw_core.imaging.metrics import SSIM_C2, SSIM_SIGMA, flattest_window_psnr, psnr, ssim
 from onrw_core.imaging.rounding import round_8bit
-from onrw_core.stages.perceptual_map import CEILING, FLOOR, visibility
+from onrw_core.stages.perceptual_map import CEILING, FLOOR, SSIM_LOSS, visibility
 
 
 def noise(seed, size=(256, 256), sigma=1.5):
@@ -70,6 +70,14 @@ def test_lower_targets_need_more_uneven_maps(half_sky):
     spread = [visibility(textured, target).log().std().item() for target in (50.0, 42.0, 36.0)]
     assert spread[0] < spread[2] and spread[0] <= spread[1] <= spread[2]
     assert spread[2] > 1.1 * spread[0]
+
+
+@pytest.mark.parametrize("target", [42.0, 41.0, 40.0])
+def test_the_exponent_is_the_smallest_that_keeps_the_loss_of_similarity(half_sky, target):
+    centred = half_sky - half_sky.mean((2, 3), keepdim=True)
+    variance = gaussian_blur(centred.square(), SSIM_SIGMA) - gaussian_blur(centred, SSIM_SIGMA).square()
+    loss = 10 ** (-target / 10) * (visibility(half_sky, target).square() / (2 * variance.clamp_min(0) + SSIM_C2)).mean()
+    assert 0.95 * SSIM_LOSS < loss <= 1.001 * SSIM_LOSS
 
 
 def test_very_dark_and_very_bright_areas_take_more():

@@ -6,7 +6,7 @@ from onrw_core.imaging.rounding import LEVELS, round_8bit
 from onrw_core.imaging.ssimulacra2 import ssimulacra2
 from onrw_core.stages.limits import limits
 from onrw_core.stages.noise_optimisation import PRESETS
-from onrw_core.stages.quality import Judge, scaled_to_quality
+from onrw_core.stages.quality import MARGIN, Judge, scaled_to_quality
 
 
 def scene(seed=0, size=(140, 150)):
@@ -31,6 +31,15 @@ def test_the_strongest_scale_that_keeps_the_quality_and_its_limits(quality):
     # Ten per cent more would break one of them: nothing is left over.
     more = Judge(original)(round_8bit(original + (1.1 * scale * residual).clamp(-bounds.peak, bounds.peak)))
     assert more.quality < quality or more.worst > bounds.worst or more.norm > bounds.norm
+
+
+@pytest.mark.parametrize("quality", [70, 80, 90, 95])
+@pytest.mark.parametrize("seed", range(3))
+def test_nearly_all_of_the_limits_is_used(seed, quality):
+    original, residual = scene(seed, (64, 72))
+    judgement, bounds = scaled_to_quality(original, residual, quality)[2], limits(quality)
+    score = (100 - judgement.quality) / (100 - quality - MARGIN)
+    assert 0.97 < max(score, judgement.worst / bounds.worst, judgement.norm / bounds.norm) <= 1
 
 
 @pytest.mark.parametrize("quality", [70, 90])

@@ -64,6 +64,24 @@ def test_grey_images_stay_grey_with_a_target_psnr(original):
     assert shaping_of(original, quality=None).colour == LUMA_COLOUR
 
 
+def test_of_waves_of_32_pixels_about_half_is_taken_away(original):
+    """A Gaussian mean over 6 pixels passes exp(-2 (6 pi / 32)^2) = .50 of them, of blocks of 4 pixels .46, and nothing
+    of waves of 8 pixels."""
+    shaping, inside, left = shaping_of(original), (..., slice(32, 64), slice(32, 96)), {}
+    for wavelength in (8, 32):
+        wave = torch.sin(2 * torch.pi * torch.arange(128) / wavelength).expand(1, 3, 96, 128)
+        left[wavelength] = float(shaping(1e-5 * wave)[inside].std())  # all of the same strength, so the cap is too
+    assert left[32] == pytest.approx(0.54 * left[8], rel=0.05)
+
+
+def test_with_a_target_psnr_peaks_are_compressed_the_same_in_both_directions(original, residual):
+    residual[..., 40, 60] = 20 * residual.std()
+    shaping = shaping_of(original, quality=None)
+    strength = (shaping(residual) / shaping.weight).abs()
+    assert torch.allclose(shaping(-residual), -shaping(residual), atol=1e-6)
+    assert strength[..., 40, 60] < 5 * strength.median()
+
+
 def test_colour_is_grey_with_a_quality(original, residual):
     shaping = shaping_of(original)
     coloured = shaping.coloured(shaping(residual))

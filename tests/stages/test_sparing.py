@@ -60,3 +60,6 @@ def test_a_watermark_that_always_holds_reaches_the_highest_quality():
 def test_sparing_needs_a_quality():
     with pytest.raises(ValueError, match="spare: raises the quality"):
         PRESETS["fast"].with_(target_psnr=42.0, spare=True)
+    with pytest.raises(ValueError, match="spare: raises the quality of residual composition"):
+        PRESETS["fast"].with_(composition="mask", spare=True)
+    assert PRESETS["fast"].with_(spare=True).spare

@@ -15,6 +15,15 @@ def test_working_image_keeps_the_aspect():
         working_image(torch.zeros(3, 64, 65536), 512)
 
 
+def test_a_resized_image_stays_the_same_scene():
+    """Its mean over blocks is kept, and what bicubic interpolation overshoots at an edge is clamped."""
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8).round(), scale_factor=32)[0]
+    working = working_image(image, 128)
+    assert working.min() == 0 and working.max() == 1
+    blocks = [torch.nn.functional.adaptive_avg_pool2d(each, 8) for each in (image[None], working)]
+    assert (blocks[0] - blocks[1]).abs().max() < 0.05
+
+
 def test_padding_repeats_the_edges():
     working = working_image(torch.rand(3, 100, 130), 128)
     assert working.shape[-2:] == (128, 166)
@@ -29,7 +38,9 @@ def test_ordinary_sizes_are_one_window(size):
     assert windows(*size) == [(0, 0, *size)]
 
 
-@pytest.mark.parametrize("size", [(512, 2049), (512, 8192), (2048, 3000), (8193, 515), (512, 65536), (64, 10000)])
+@pytest.mark.parametrize(
+    "size", [(512, 2049), (512, 8192), (2048, 3000), (64, 8193), (8193, 515), (512, 65536), (64, 10000)]
+)
 def test_windows_share_the_tile_grid_and_overlap(size):
     parts = windows(*size)
     count = torch.zeros(size)
