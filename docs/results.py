@@ -93,11 +93,11 @@ def main() -> None:
         draw.text((x, y + small + 8), text, FAINT, body)
 
     draw.rectangle([columns[2], y, columns[2] + 8, y + small], fill=GOOD)
-    lines = [("read blindly from the image alone:", FAINT), (f'"{reading.message.text}"', GOOD)]
+    lines = [("read from this image alone:", FAINT), (f'"{reading.message.text}"', GOOD)]
     draw.text((columns[2] + 28, y + 20), lines[0][0], lines[0][1], body)
     draw.text((columns[2] + 28, y + 60), lines[1][0], lines[1][1], ImageFont.load_default(48))
-    sentence = certainty(reading)
-    draw.text((columns[2] + 28, y + 140), sentence.replace(" unmarked", "\nunmarked"), INK, body)
+    sentence = certainty(reading.log10_p, reading.detected)
+    draw.text((columns[2] + 28, y + 140), sentence.replace(" would", "\nwould"), INK, body)
     page.save(OUTPUT, quality=88)
     print(f"{OUTPUT.relative_to(ROOT)}: SSIMULACRA2 {marked.ssimulacra2:.1f}, {marked.psnr:.1f} dB, {sentence}")
 

@@ -6,18 +6,18 @@ The page draws them (web/onrw.js). A card is a dictionary of JSON values: "state
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..onrw_core.commands.detect import MEANINGS
+from ..onrw_core.commands.report import certainty
 from ..onrw_core.extractors.base import WORKING_SIZE
 from ..onrw_core.extractors.reading import Detection, Pose, Reading
 from . import images
 
-__all__ = ["chance", "detection_card", "label_line", "reading_card", "shown", "with_views"]
+__all__ = ["detection_card", "label_line", "reading_card", "shown", "with_views"]
 
 UPRIGHT = 0.5  # degrees of rotation below which an image counts as upright
 WHOLE = 0.95  # share of the marked image from which on it counts as whole
@@ -40,7 +40,7 @@ def reading_card(reading: Reading, size: tuple[int, int], lines: tuple[str, ...]
     if not reading.detected:
         title, state = "Nothing found", "nothing"
         nothing = "The image has no watermark of this key."
-        return {"state": state, "title": title, "lines": [nothing, _likely(reading), *lines]}
+        return {"state": state, "title": title, "lines": [nothing, certain(reading.log10_p, False), *lines]}
     message = reading.message
     if message.value is not None:
         title, state = message.value if message.kind == "text" else f"id {message.value}", "found"
@@ -48,7 +48,7 @@ def reading_card(reading: Reading, size: tuple[int, int], lines: tuple[str, ...]
         title, state = "A message of a later version: update ONRW to read it", "warning"
     else:
         title, state = "Marked with this key; the message cannot be read", "warning"
-    found = [f"Chance {chance(reading)}.", *_sentence(changes(reading.pose, size, reading.negative))]
+    found = [certain(reading.log10_p, True), *_sentence(changes(reading.pose, size, reading.negative))]
     return {"state": state, "title": title, "lines": [*found, *lines]}
 
 
@@ -61,9 +61,9 @@ def detection_card(found: Detection, size: tuple[int, int]) -> Card:
     """
     if not found.found:
         nothing = "The image has no public layer of ONRW."
-        return {"state": "nothing", "title": "Nothing found", "lines": [nothing, _likely(found)]}
+        return {"state": "nothing", "title": "Nothing found", "lines": [nothing, certain(found.log10_p, False)]}
     title = "An ONRW watermark" if found.label is None else f"An ONRW watermark, label {found.label}"
-    lines = [label_line(found), f"Chance {chance(found)}.", *_sentence(changes(found.geometry, size, found.negative))]
+    lines = [label_line(found), certain(found.log10_p, True), *_sentence(changes(found.geometry, size, found.negative))]
     return {"state": "found", "title": title, "lines": [*lines, "Only its key shows whose it is."]}
 
 
@@ -76,15 +76,9 @@ def label_line(found: Detection) -> str:
     return f"Public label: {MEANINGS[found.label]}."
 
 
-def chance(reading: Reading | Detection) -> str:
-    """The p-value of presence, as "1 in 10^54" or "1 in 3"."""
-    if reading.log10_p > -3:
-        return f"1 in {round(10**-reading.log10_p)}"
-    return f"1 in 10^{math.floor(-reading.log10_p)}"
-
-
-def _likely(nothing: Reading | Detection) -> str:
-    return f"On an unmarked image, the chance of this is {chance(nothing)}."
+def certain(log10_p: float, found: bool) -> str:
+    """The p-value of presence in a sentence."""
+    return _sentence([certainty(log10_p, found)])[0]
 
 
 def _sentence(phrases: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..onrw_core.clip import Clip
+from ..onrw_core.commands.report import certainty
 from ..onrw_core.extractors import LABELS
 from ..onrw_core.extractors.base import NO_LABEL, WORKING_SIZE, AlreadyMarkedError
 from ..onrw_core.imaging.rounding import to_8bit
@@ -34,7 +35,7 @@ from .adapter import (
     mini,
     run,
 )
-from .card import Card, chance, reading_card
+from .card import Card, reading_card
 from .keys import NO_KEY, KeyUser
 from .reading import Verdict
 from .schemas import advanced
@@ -319,7 +320,9 @@ def marked_card(marked: Marked, message: Message, found: Verdict, *lines: str) -
         "state": "found" if readable else "warning",
         "title": message.value if message.kind == "text" else f"{message.kind} {message.value}",
         "lines": [
-            f"Read back, chance {chance(found.reading)}." if readable else f"It cannot be read back; {REMEDY}.",
+            f"Read back: {certainty(found.reading.log10_p, True)}."
+            if readable
+            else f"It cannot be read back; {REMEDY}.",
             f"Quality {marked.judgement.quality:.0f} of 100 (SSIMULACRA2), PSNR {marked.psnr:.1f} dB.",
             *lines,
         ],

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..onrw_core.api import detect
+from ..onrw_core.commands.lookup import COPIED
 from ..onrw_core.extractors.reading import Reading
 from ..onrw_core.imaging.geometry import size_of
 from ..onrw_core.imaging.pixels import MIN_SIDE
@@ -156,7 +157,7 @@ def _registered(reading: Reading, image: Tensor) -> tuple[str, ...]:
     dates = [time.strftime("%Y-%m-%d", time.gmtime(entry.time)) for entry in entries]
     lines = [f"Registry: {entry.note or 'no note'}, {date}." for entry, date in zip(entries, dates, strict=True)]
     if copied(entries, reading.thumbnail(image)):
-        lines.append("Copied? It does not look like the registered image.")
+        lines.append(f"{COPIED[0].upper()}{COPIED[1:]}.")
     return tuple(lines)
 
 

@@ -10,7 +10,7 @@ from .common import add_fpr, add_key, add_verbose, number, p_value, run_batch
 from .decoders import add_extractor, load_reader, reader_key
 from .expected import add_expected, expected_bits, fields, sentence
 from .folders import expand
-from .lookup import known
+from .lookup import COPIED, known
 from .models import add_device, chosen_device
 from .output import json_line, say
 
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         for text in found.lines() if found else ():
             say(f"  {text}")
         if found is not None and found.copied:
-            say("  copied? The image does not look like the registered one, so its watermark may be copied from that")
+            say(f"  {COPIED}")
         if expected is not None:
             say(f"  {sentence(match)}")
 

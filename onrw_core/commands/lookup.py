@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from ..payload.keys import Key
     from ..payload.registry import Entry, Registry
 
-__all__ = ["Known", "add_arguments", "known", "line", "run"]
+__all__ = ["COPIED", "Known", "add_arguments", "known", "line", "run"]
+
+COPIED = "it does not look like the registered image; the watermark may have been copied from that image"
+"""What is said where `Known.copied` is true."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,15 +20,16 @@ from ..imaging.source_type import read_source_type
 from ..payload.keys import Key
 from ..payload.registry import Registry
 from .detect import MEANINGS
-from .lookup import Known, known
+from .lookup import COPIED, Known, known
 
 __all__ = ["Examiner", "Report", "certainty", "label", "message", "one_in", "position"]
 
-COPIED = {
-    True: "perhaps: the image does not look like the registered one, so its watermark may be copied from that",
-    False: "no: it looks like the registered image",
+SAME = {
+    True: f"no: {COPIED}",
+    False: "yes, it looks like the registered image",
     None: "cannot be told",
 }
+"""Whether an image is the registered one, by `Known.copied`."""
 UPRIGHT = 0.05  # degrees of rotation below which an image counts as not turned
 UNSCALED = 0.005  # relative change of size below which it counts as not scaled
 
@@ -73,7 +74,7 @@ class Report:
         height, width = self.image.rgb.shape[-2:]
         rows = [("Image", f"{self.name}, {width} x {height} pixels, {self.image.format or 'pixels'}")]
         if self.reading is not None:
-            rows.append(("How sure", certainty(self.reading)))
+            rows.append(("How sure", certainty(self.reading.log10_p, self.reading.detected)))
             if self.reading.detected and self.reading.pose is not None:
                 rows.append(("Position", position(self.reading.pose, (height, width), self.reading.negative)))
             rows.append(("Key", f"fingerprint {self.key}"))
@@ -84,7 +85,7 @@ class Report:
         if self.known is not None:
             rows.append(("Registry", "\n".join(self.known.lines()) or "nothing known"))
             if self.known.entries:
-                rows.append(("Copied?", COPIED[self.known.copied]))
+                rows.append(("Same image", SAME[self.known.copied]))
         return rows
 
     def lines(self) -> list[str]:
@@ -146,10 +147,15 @@ def message(reading: Reading) -> str:
     return "a message of a later version (update onrw to read it)" if found.version else "its message is damaged"
 
 
-def certainty(reading: Reading) -> str:
-    """The p-value of presence in a sentence."""
-    chance = f"by chance, {one_in(reading.log10_p)} unmarked images gives such a reading"
-    return chance if reading.detected else f"{chance}, so this is no evidence of a watermark"
+def certainty(log10_p: float, found: bool) -> str:
+    """The p-value of presence in a sentence.
+
+    Args:
+        log10_p: Its logarithm to base 10.
+        found: Whether it is small enough to say that there is a watermark.
+    """
+    share = f"{one_in(log10_p)} unmarked images would give this result"
+    return f"only {share}" if found else f"{share}, so it is no evidence of a watermark"
 
 
 def one_in(log10_p: float) -> str:

@@ -170,7 +170,7 @@ def test_verdict_and_views_are_drawn_on_the_nodes(browser, server):
     browser._wait(lambda: browser.run(f"({CARDS})().length") == 2, 30)
     embedded, seen = sorted(browser.run(f"({CARDS})()"), key=lambda card: card["images"], reverse=True)
     assert embedded["title"] == seen["title"] == MARKUP and embedded["state"] == seen["state"] == "found"
-    assert seen["lines"][0].startswith("Chance 1 in 10^")
+    assert seen["lines"][0].startswith("Only 1 in 10^")
     assert embedded["images"] == 3 and embedded["elements"] == 0
     at = "document.querySelector('.onrw-view img:nth-of-type(2)').style.clipPath"
     assert "50%" in browser.run(at)

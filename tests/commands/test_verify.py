@@ -45,7 +45,7 @@ def test_report_of_a_marked_picture(onrw):
     code, out, err = onrw("verify", "photos/2.png", "--key", "my.key", "--registry", "ids.db", "--html", "report.html")
     assert code == 0 and err == ""
     assert out.startswith("2.png: Marked with this key: the id 000002.") and "for <Ann>" in out
-    assert re.search(r"How sure: +by chance, 1 in 10\^\d+ unmarked", out)
+    assert re.search(r"How sure: +only 1 in 10\^\d+ unmarked", out)
     assert "neither turned nor scaled; it shows 256 x 192 pixels" in out
     page = open("report.html", encoding="utf-8").read()
     assert (
@@ -94,8 +94,8 @@ def test_public_layer(tmp_path):
 
 
 def test_words():
-    assert certainty(reading(-54.3)) == "by chance, 1 in 10^54 unmarked images gives such a reading"
-    assert certainty(reading(-0.7)).startswith("by chance, 1 in 5 unmarked images gives such a reading, so")
+    assert certainty(-54.3, True) == "only 1 in 10^54 unmarked images would give this result"
+    assert certainty(-0.7, False).startswith("1 in 5 unmarked images would give this result, so")
     pose = Pose(rotation=-3.02, scale=0.5, shift=(0, 0), flipped=True)
     assert position(pose, (100, 200)) == (
         "mirrored, turned by -3.0 degrees, scaled to 50%; it shows 400 x 200 pixels of the marked frame"

@@ -97,11 +97,11 @@ def test_lookup_identifies(onrw, tmp_path, monkeypatch):  # noqa: F811
     watermark = load("m.png").rgb - load("photo.png").rgb
     save("other.png", (load("photo.png").rgb.flip(-2) * 0.8 + 0.1 + watermark).clamp(0, 1))
     _, out, _ = onrw(*look, "other.png")
-    assert "id c0ffee" in out and "copied?" in out
+    assert "id c0ffee" in out and "may have been copied" in out
     fields = [json.loads(onrw(*look, name, "--json")[1]) for name in ("m.png", "other.png")]
     assert [each["copied"] for each in fields] == [False, True] and "thumbnail" not in fields[0]["registered"][0]
     out = onrw("verify", "other.png", *look[1:])[1]
-    assert "Copied?: " in out and "perhaps" in out
+    assert "Same image: " in out and "may have been copied" in out
 
     # A reading whose message cannot be decoded.
     read = KeyedExtractor.read
