@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .. import __version__
@@ -48,7 +48,7 @@ SUITE = "onrw12"
 FPR = 1e-6
 PLACE = 96  # pixels, side of the place that the contact sheet shows
 ENLARGED = 3
-CAPTION = 16  # pixels of height
+CAPTION = 32  # pixels of height
 COLUMNS = 3
 # Of the judges: column, digits, and whether more is worse.
 FIGURES = {
@@ -184,8 +184,8 @@ def contact_sheet(rows: list[Record], pairs: dict[str, tuple[Tensor, Tensor]]) -
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
         x, y = i % COLUMNS * width, i // COLUMNS * height
-        text = f"{row['picture'][:40]} ({row['kind']}): SSIMULACRA2 {row['ssimulacra2']:.1f}, worst {row['worst']:.1f}"
-        draw.text((x + 2, y + 2), f"{text}, peak {row['peak']}", fill="black")
+        text = f"{row['kind']}: SSIMULACRA2 {row['ssimulacra2']:.1f}, {row['picture'][:24]}"
+        draw.text((x + 2, y + 4), text, fill="black", font=ImageFont.load_default(20))
         for j, image in enumerate(pairs[row["picture"]]):
             place = Image.fromarray(pixels(_place(image, row["worst_at"])))
             place = place.resize((place.width * ENLARGED, place.height * ENLARGED), Image.Resampling.NEAREST)
