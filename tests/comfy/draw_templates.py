@@ -3,8 +3,8 @@
     python tests/comfy/draw_templates.py http://127.0.0.1:8188
 
 The server has to run with this pack. workflows/api holds the prompts, workflows the files of the page: nodes stand in
-columns, columns in groups, groups in rows. A link that would run behind a node is led through a lane above or below the
-row by reroutes.
+columns, columns in groups, groups in rows. A link that would run behind a node is led by reroutes through a lane above
+the groups of its row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from templates import TEMPLATES, Node, Template
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 LAYOUT = """
 (async (api, name, rows, note) => {
-  const gap = 50, between = 14, title = 30, head = 40, lane = 12, pad = 18;
+  const gap = 44, between = 14, title = 30, head = 30, lane = 6, pad = 18, apart = 16, noted = 330;
   app.graph.clear();
   await app.loadApiJson(api, name);
   const graph = app.graph;
@@ -47,8 +47,10 @@ LAYOUT = """
   const boxes = [];
   const place = (node, x, y) => { node.pos = [x, y]; boxes.push(node); };
 
-  // The lanes that links of one output share, above the nodes of each row; their number is known after a first pass.
-  const lanes = rows.map(() => []);
+  // The lanes above the groups of each row, each with the spans of x that it is used in: links of one output share a
+  // span, and spans that do not meet share a lane. They are known after a first pass.
+  let lanes = rows.map(() => []);
+  const numbers = {};
   const lay = () => {
     boxes.length = 0;
     graph._groups.slice().forEach(group => graph.remove(group));
@@ -56,16 +58,16 @@ LAYOUT = """
     let top = 0, widest = 0;
     const starts = [];
     rows.forEach((groups, row) => {
-      let x = row === 0 || rows.length === 1 ? 400 : 0;
-      const inset = head + lane * (lanes[row].length + (lanes[row].length ? 1 : 0));
-      starts.push(top + head);
-      let lowest = top + inset;
+      let x = row === 0 ? noted + gap : 0;
+      starts.push(top);
+      top += lane * lanes[row].length + (row || lanes[row].length ? apart : 0);
+      let lowest = top + head;
       const made = [];
       for (const group of groups) {
         const left = x;
         x += pad;
         for (const column of group.columns) {
-          let y = top + inset + title, wide = 0;
+          let y = top + head + title, wide = 0;
           for (const one of column) {
             size(at(one.id), one.width, one.height);
             wide = Math.max(wide, at(one.id).size[0]);
@@ -76,7 +78,7 @@ LAYOUT = """
             place(node, x, y);
             y += node.size[1] + title + between;
           }
-          lowest = Math.max(lowest, y - title);
+          lowest = Math.max(lowest, y - title - between);
           x += wide + gap;
         }
         x += pad - gap;
@@ -87,22 +89,22 @@ LAYOUT = """
       for (const [group, left, wide] of made) {
         const box = new LiteGraph.LGraphGroup(group.title);
         box.color = group.colour;
-        box.font_size = 26;
+        box.font_size = 24;
         box.pos = [left, top];
         box.size = [wide, lowest - top + pad / 2];
         graph.add(box);
       }
-      if (row === 0) { words.pos = [0, title]; words.setSize([360, lowest - top - title + pad / 2]); }
-      top = lowest + pad / 2 + 24;
+      if (row === 0) { words.pos = [0, top + title]; words.setSize([noted, lowest - top - title + pad / 2]); }
+      top = lowest + pad / 2;
     });
     return starts;
   };
   const words = LiteGraph.createNode("MarkdownNote");
   words.title = name;
-  words.widgets[0].value = note;
   words.color = "#2e3a46";
   words.bgcolor = "#26303a";
   graph.add(words);
+  words.widgets[0].value = note;  // later versions take the text of the graph before for a node that is not yet added
   const rowOf = {};
   rows.forEach((groups, row) => {
     for (const one of groups.flatMap(group => group.columns).flat()) rowOf[one.id] = row;
@@ -131,33 +133,43 @@ LAYOUT = """
     const [a, b] = ends(link);
     return rowOf[link.origin_id] !== rowOf[link.target_id] || b[0] < a[0] + 20 || crosses([a, b]);
   };
-  lay();
-  for (let pass = 0; pass < 2; pass++) {
-    lanes.forEach(one => { one.length = 0; });
+  const spanOf = link => `${rowOf[link.target_id]} ${link.origin_id}.${link.origin_slot}`;
+  const assign = () => {
+    const spans = {};
     for (const link of links()) {
       if (!away(link)) continue;
-      const row = rowOf[link.target_id];
-      const key = `${link.origin_id}.${link.origin_slot}`;
-      if (!lanes[row].includes(key)) lanes[row].push(key);
+      const [a, b] = ends(link), [from, to] = spans[spanOf(link)] ?? [Infinity, -Infinity];
+      spans[spanOf(link)] = [Math.min(from, a[0], b[0] - gap), Math.max(to, a[0] + gap, b[0])];
     }
+    lanes = rows.map(() => []);
+    for (const [key, [from, to]] of Object.entries(spans)) {
+      const row = lanes[key.split(" ")[0]];
+      let number = row.findIndex(lane => lane.every(other => to < other[0] || other[1] < from));
+      if (number < 0) number = row.push([]) - 1;
+      row[number].push([from, to]);
+      numbers[key] = number;
+    }
+  };
+  lay();
+  for (let pass = 0; pass < 2; pass++) {
+    assign();
     lay();
   }
   const starts = lay();
   const last = {};
   for (const link of links()) {
     if (!away(link)) continue;
-    const row = rowOf[link.target_id], key = `${link.origin_id}.${link.origin_slot}`;
-    const number = lanes[row].indexOf(key);
+    const key = spanOf(link), number = numbers[key];
     const [a, b] = ends(link);
-    const y = starts[row] + lane * (number + 0.5);
+    const y = starts[rowOf[link.target_id]] + apart / 2 + lane * (number + 0.5);
     // The first and last bend are near the sockets, where the curve is short and does not swing out.
-    const left = a[0] + 16 + 6 * (number % 6), right = b[0] - 16 - 6 * (number % 6);
+    const left = a[0] + 14 + 4 * (number % 6), right = b[0] - 14 - 4 * (number % 6);
     const points = [
       [left, a[1] + 16 * Math.sign(y - a[1])], [left, y], [right, y], [right, b[1] + 16 * Math.sign(y - b[1])],
     ];
     let parent;
     points.forEach((pos, index) => {
-      const name = index < 2 && `${row} ${key} ${index}`;
+      const name = index < 2 && `${key} ${index}`;
       const made = last[name]
         ?? graph.setReroute({ id: ++graph.state.lastRerouteId, parentId: parent, pos, linkIds: [] });
       made.linkIds.add(link.id);

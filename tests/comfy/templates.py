@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 PREFIX = "onrw_"
 """Of the names of the sample images in ComfyUI's input folder."""
 PHOTO, PORTRAIT, DRAWING = f"{PREFIX}monument.jpg", f"{PREFIX}portrait.jpg", f"{PREFIX}drawing.png"
-BLUE, GREEN, AMBER, VIOLET, GREY = "#3f789e", "#6aa86a", "#b58b2a", "#a06ab4", "#8a93a0"
+BLUE, GREEN, AMBER, VIOLET, GREY = "#7fb4dc", "#8fd08f", "#e0b95a", "#cfa0e0", "#b6bec8"
 """Loading, marking, attacking, sampling; the rest."""
+# Heights that nodes have with their results in them, which a node that is less high grows to: an image, a card, a card
+# with an image, a card with views.
+PREVIEW, CARD, SAVED, VIEWS = 246, 362, 680, 715
 
 
 @dataclass
@@ -70,8 +73,8 @@ def save(source: str, prefix: str, title: str | None = None, height: int = 300) 
     return Node("save", "SaveImage", {"images": source, "filename_prefix": prefix}, title, height)
 
 
-def preview(name: str, source: str, title: str, height: int = 160) -> Node:
-    return Node(name, "PreviewImage", {"images": source}, title, height)
+def preview(name: str, source: str, title: str, height: int = PREVIEW, width: int = 280) -> Node:
+    return Node(name, "PreviewImage", {"images": source}, title, height, width)
 
 
 def text(name: str, source: str, title: str) -> Node:
@@ -88,13 +91,13 @@ def marked_and_saved(source: str, text: str = "", prefix: str = "onrw/marked") -
         "note": "",
         "size": 512,
     }
-    return Node("save", "ONRW_SaveImage", inputs, height=670, width=320)
+    return Node("save", "ONRW_SaveImage", inputs, height=SAVED, width=320)
 
 
 ONE_BY_ONE = {"frames": "separate images"}
 
 
-def embed(source: str, text: str = "Ann 5", height: int = 640, **others: str) -> Node:
+def embed(source: str, text: str = "Ann 5", height: int = VIEWS, **others: str) -> Node:
     inputs = {"image": source, "text": text, "strength": "balanced", "quality": 90.0, "preset": "fast"}
     inputs |= {"public_label": "none"}
     return Node(
@@ -102,8 +105,9 @@ def embed(source: str, text: str = "Ann 5", height: int = 640, **others: str) ->
     )
 
 
-def read(source: str, name: str = "read", title: str | None = None, height: int = 340, **others: str) -> Node:
-    width = 420 if "original" in others else 340
+def read(
+    source: str, name: str = "read", title: str | None = None, height: int = CARD, width: int = 340, **others: str
+) -> Node:
     return Node(name, "ONRW_Read", {"image": source, "target_fpr": 1e-6, **ONE_BY_ONE, **others}, title, height, width)
 
 
@@ -176,7 +180,8 @@ def prompts(words: str, word: str | None = None) -> list[Node]:
     ]
 
 
-AREA = Node("area", "MaskToImage", {"mask": "@denoise.1"}, "Area as image")
+AREA = Node("area", "MaskToImage", {"mask": "@denoise.1"}, "Area as image", width=240)
+KEPT = {"inversion": "@inversion", "filename_prefix": "onrw/inversion"}
 LOADED = Node(
     "loaded",
     "ONRW_LoadInversion",
@@ -192,7 +197,8 @@ def attack(name: str, source: str, kind: str, strength: float, title: str) -> No
 
 
 def noted(node: Node) -> Node:
-    """A Save Image node with a note for the registry, and a key."""
+    """A Save Image node with a note for the registry, a key, and room for the cards of three images."""
+    node.width, node.height = 420, 900
     node.inputs |= {"note": "samples", "key": "@key"}
     return node
 
@@ -241,7 +247,7 @@ Any image, or the output of your own graph: put the node where Save Image was.
 Up to 10 letters, such as your name. Leave it empty for an id of its own for each image.
 
 ## 3 Run
-About 40 s on one CPU core. The image looks the same, and Read Watermark finds the text again, also after crops, \
+The image looks the same, and Read Watermark finds the text again, also after crops, \
 screenshots and JPEG.
 
 **Keep a copy of the key**: `user/__onrw_keys/default.key`. Without it nobody can read your watermarks.""",
@@ -259,7 +265,7 @@ screenshots and JPEG.
 Set how strong: *subtle* for drawings and skies, *balanced*, or *strong*.
 
 ## 3 Run
-About 40 s on one CPU core. Move the mouse over the picture in the node to compare before and after; beside it is the \
+Move the mouse over the picture in the node to compare before and after; beside it is the \
 change, ten times stronger.""",
         [
             [
@@ -316,9 +322,9 @@ Flux, SD, video frames, another program: only the finished image counts.
 
 ## 2 Run
 Save Image (Invisible Watermark) takes the place of Save Image. It marks with the small embedded model: nothing is \
-downloaded, about 40 s on one CPU core.
+downloaded.
 
-Faster: set `preset` to *quick*, 10 s.""",
+Faster: set `preset` to *quick*.""",
         [
             [
                 *generation("v1-5-pruned-emaonly-fp16.safetensors", 512, 20, 7.0),
@@ -332,14 +338,13 @@ Faster: set `preset` to *quick*, 10 s.""",
 Here the image is marked first, then turned by 25 degrees and saved as JPEG, as somebody might do who passes it on.
 
 ## 2 Run
-About a minute on one CPU core. Read Watermark needs the image alone. At the right is the unmarked image: nothing is \
-found.
+Read Watermark needs the image alone. In the unmarked image nothing is found.
 
 **To check an image of yours**, connect Load Image to Read Watermark.""",
         [
             [
                 Group("1  Your image", BLUE, [[image(file=DRAWING)]]),
-                Group("2  Mark", GREEN, [[embed("@image", "Ann 5", strength="strong", height=520)]]),
+                Group("2  Mark", GREEN, [[embed("@image", "Ann 5", strength="strong")]]),
                 Group(
                     "3  What happens to it",
                     AMBER,
@@ -347,20 +352,22 @@ found.
                         [
                             attack("turn", "@embed", "rotation", 25.0, "Turn by 25 degrees"),
                             attack("jpeg", "@turn", "jpeg", 60.0, "JPEG"),
+                            preview("received", "@jpeg", "As received", 300),
                         ],
-                        [preview("received", "@jpeg", "As received", 300)],
                     ],
                 ),
-            ],
-            [
                 Group(
                     "4  Read",
                     GREY,
                     [
-                        [read("@jpeg", title="Read the received image")],
-                        [preview("straight", "@read.6", "Set straight", 280)],
-                        [Node("detect", "ONRW_Detect", {"image": "@jpeg"}, height=240, width=340)],
-                        [read("@image", "unmarked", "Read the unmarked image")],
+                        [
+                            read("@jpeg", title="Read the received image"),
+                            read("@image", "unmarked", "Read the unmarked image"),
+                        ],
+                        [
+                            preview("straight", "@read.6", "Set straight", 280),
+                            Node("detect", "ONRW_Detect", {"image": "@jpeg"}, height=280, width=300),
+                        ],
                     ],
                 ),
             ],
@@ -378,15 +385,18 @@ found.
 4 **Read** the message.
 
 ## Run
-Some minutes on a CPU, at 384 px and few steps. For real work set `schedule` and `tuning` to *as preset*, and the \
-working size to 512 px.""",
+To be short on a CPU, this runs at 384 px and with few steps. For real work set `schedule` and `tuning` to \
+*as preset*, and the working size to 512 px.""",
         [
             [
                 Group("Your image", BLUE, [[image(file=PORTRAIT)], started()]),
                 Group(
                     "1  Invert",
                     VIOLET,
-                    [prompts("a portrait of a woman in an orange suit", "woman"), [inversion("paper", 3)]],
+                    [
+                        prompts("a portrait of a woman in an orange suit", "woman"),
+                        [inversion("paper", 3), Node("kept", "ONRW_SaveInversion", KEPT)],
+                    ],
                 ),
                 Group("2  Optimise", GREEN, [[optimise("paper", 15)]]),
             ],
@@ -395,18 +405,8 @@ working size to 512 px.""",
                     "Results of 1 and 2",
                     GREY,
                     [
-                        [
-                            preview("retraced", "@inversion.3", "Retraced image"),
-                            Node(
-                                "kept",
-                                "ONRW_SaveInversion",
-                                {"inversion": "@inversion", "filename_prefix": "onrw/inversion"},
-                            ),
-                        ],
-                        [
-                            preview("curves", "@optimise.2", "Loss and accuracy"),
-                            text("report", "@optimise.3", "Report"),
-                        ],
+                        [preview("retraced", "@inversion.3", "Retraced image", 300, 240)],
+                        [preview("curves", "@optimise.2", "Loss and accuracy", 300, 240)],
                     ],
                 ),
                 Group(
@@ -431,14 +431,12 @@ working size to 512 px.""",
                                 },
                             ),
                         ],
-                        [save("@denoise", "onrw/stages", "Marked image", 240), AREA],
-                        [
-                            preview("change", "@denoise.3", "Change x 10", 140),
-                            preview("mask", "@area", "Pseudo-mask", 140),
-                        ],
+                        [save("@denoise", "onrw/stages", "Marked image")],
+                        [preview("change", "@denoise.3", "Change x 10", width=240), AREA],
+                        [preview("mask", "@area", "Pseudo-mask", width=240)],
                     ],
                 ),
-                Group("4  Read", GREEN, [[read("@denoise", height=320, message="@message")]]),
+                Group("4  Read", GREEN, [[read("@denoise", height=330, width=420, message="@message")]]),
             ],
         ],
     ),
@@ -451,7 +449,7 @@ without.
 Compose Watermark adds the difference to the image at its full size.
 
 ## Run
-Some minutes on a CPU, at 384 px and few steps.
+To be short on a CPU, this runs at 384 px and with few steps.
 
 A saved inversion (muted) can take the place of the inversion.""",
         [
@@ -470,8 +468,8 @@ A saved inversion (muted) can take the place of the inversion.""",
                         [
                             guider("marked"),
                             guider("original"),
-                            Node("euler", "KSamplerSelect", {"sampler_name": "euler"}, "Euler"),
                         ],
+                        [Node("euler", "KSamplerSelect", {"sampler_name": "euler"}, "Euler", width=180)],
                         [sampler("marked"), sampler("original")],
                         [decoded("marked"), decoded("original")],
                     ],
@@ -497,7 +495,7 @@ A saved inversion (muted) can take the place of the inversion.""",
                             )
                         ],
                         [save("@compose", "onrw/sampled", "Marked image")],
-                        [read("@compose", height=320, message="@message")],
+                        [read("@compose", height=330, width=420, message="@message")],
                     ],
                 ),
             ],
@@ -510,7 +508,7 @@ Make a folder inside ComfyUI's `input` folder and type its name; empty is the in
 images of this pack.
 
 ## 2 Run
-About 40 s for each image on one CPU core; *quick* takes 10 s. Each image gets an id of its own. The note is kept with \
+Each image gets an id of its own. The note is kept with \
 the ids on this machine, and Read Watermark shows it.
 
 A key of its own for each client: give it another name.""",
@@ -538,7 +536,7 @@ Here: twelve frames over the first sample image.
 
 ## 2 Type a text
 ## 3 Run
-About 30 s for the first frame on one CPU core with *quick*, 3 s for each later one. Sound and frame rate are kept.
+The first frame takes longest. Sound and frame rate are kept.
 
 *frames* is *one clip*: one watermark, which moves with the scene and survives video compression.""",
         [
@@ -582,8 +580,7 @@ About 30 s for the first frame on one CPU core with *quick*, 3 s for each later 
         "Audit a watermark",
         """## 1 Choose an image
 ## 2 Run
-The image is marked, attacked in twelve ways (crops, rotation, JPEG, blur, noise, ...), and read after each. About \
-two minutes on one CPU core.
+The image is marked, attacked in twelve ways (crops, rotation, JPEG, blur, noise, ...), and read after each.
 
 Green bars: nearly all bits survive. Compare *subtle* and *strong*, another image, or another decoder.""",
         [
@@ -598,7 +595,7 @@ Green bars: nearly all bits survive. Compare *subtle* and *strong*, another imag
                         ]
                     ],
                 ),
-                Group("2  Mark", GREEN, [[embed("@image", "Ann 5", height=560, extractor="@decoder")]]),
+                Group("2  Mark", GREEN, [[embed("@image", "Ann 5", extractor="@decoder")]]),
                 Group(
                     "3  Audit",
                     AMBER,

@@ -19,6 +19,7 @@ EMBED = "Embed Watermark (Sign Image)"
 TABLE = [line for line in (ROOT / "docs" / "nodes.md").read_text("utf-8").splitlines() if line.startswith("| `ONRW_")]
 SIZE = 512  # working size of marking in these tests, pixels: a text is not read from smaller ones
 SMALL = {"size": 256, "strength": "strong", "text": ""}  # an id is, at this strength, and its search ends at once
+SIDE = 256  # of small images, pixels
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 SLOWEST = 180  # seconds of the processor for one workflow
 
@@ -68,6 +69,25 @@ def reduced(name, **changes):
     return prompt
 
 
+def small(server, name, **changes):
+    """A workflow on small images, with ids in them."""
+    prompt = reduced(name, **SMALL, **changes)
+    for node in prompt.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = shrunk(server, node["inputs"]["image"])
+    return prompt
+
+
+def shrunk(server, name):
+    """A small copy of an input image; how LoadImage names it."""
+    folder = server.base / "input" / "small"
+    folder.mkdir(exist_ok=True)
+    copy = folder / Path(name).with_suffix(".png").name
+    image = Image.open(server.base / "input" / name).convert("RGB")
+    image.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(copy)
+    return f"{folder.name}/{copy.name}"
+
+
 def decibels(a, b):
     return -10 * np.log10(np.mean((a - b) ** 2))
 
@@ -113,7 +133,7 @@ def test_save_with_one_node(server, tools):
 
 @pytest.mark.parametrize(("format", "suffix"), [("JPEG", ".jpg"), ("WebP", ".webp")])
 def test_save_image_keeps_the_workflow_in_every_format(server, tools, format, suffix):
-    prompt = reduced("Save with one node", format=format, **SMALL)
+    prompt = small(server, "Save with one node", format=format)
     data = {"prompt": prompt, "extra_data": {"extra_pnginfo": {"workflow": {"nodes": [1]}}}}
     entry = server.wait(server.post("/prompt", data)["prompt_id"])
     (saved,) = server.images(entry["outputs"]["2"])
@@ -138,7 +158,7 @@ def test_read_and_verify(server, tools):
     outputs = finished(server, tools, reduced("Read and verify"))
     (card,) = outputs["Read the received image"]["onrw"]
     assert card["title"] == "Ann 5" and card["state"] == "found"
-    assert card["lines"][0].startswith("Chance 1 in 10^") and "urned by " in card["lines"][1]
+    assert card["lines"][0].startswith("Only 1 in 10^") and "urned by " in card["lines"][1]
     (nothing,) = outputs["Read the unmarked image"]["onrw"]
     assert nothing["state"] == "nothing" and nothing["title"] == "Nothing found"
     (straight,) = server.images(outputs["Set straight"])
@@ -162,16 +182,20 @@ def test_audit_a_watermark(server, tools):
 
 
 def test_folder_of_images(server, tools):
-    outputs = finished(server, tools, reduced("Folder of images", **SMALL))
+    prompt = small(server, "Folder of images")
+    for name in ("onrw_drawing.png", "onrw_monument.jpg", "onrw_portrait.jpg"):
+        shrunk(server, name)
+    prompt[tools.titled(prompt, "Load Folder (Images to Watermark)")]["inputs"] |= {"folder": "small"}
+    outputs = finished(server, tools, prompt)
     saved = server.images(outputs["Save Image (Invisible Watermark)"])
     cards = outputs["Save Image (Invisible Watermark)"]["onrw"]
     assert len(saved) == 3 and len({card["title"] for card in cards}) == 3
     seen = outputs["Read Watermark (Verify Provenance)"]["onrw"]
     assert [card["title"] for card in seen] == [card["title"] for card in cards]
     assert all("Registry: samples, " in card["lines"][-1] for card in seen)
-    # The same image has the same id, whatever node it comes from. (A JPEG is decoded by each in its own way.)
-    prompt = reduced("Save with one node", **SMALL)
-    prompt[tools.titled(prompt, "Load Image")]["inputs"]["image"] = "onrw_drawing.png"
+    # The same image has the same id, whatever node it comes from.
+    prompt = small(server, "Save with one node")
+    prompt[tools.titled(prompt, "Load Image")]["inputs"]["image"] = "small/onrw_drawing.png"
     again = finished(server, tools, prompt)["Save Image (Invisible Watermark)"]
     assert again["onrw"][0]["title"] == cards[0]["title"]
 
@@ -180,7 +204,9 @@ def test_video_frames(server, tools):
     prompt = reduced("Video frames", **SMALL)
     frames = {"image": [tools.titled(prompt, "Get Video Components"), 0], "batch_index": 0, "length": 2}
     prompt["few"] = {"class_type": "ImageFromBatch", "inputs": frames, "_meta": {"title": "Few"}}
-    prompt[tools.titled(prompt, EMBED)]["inputs"]["image"] = ["few", 0]
+    scaled = {"image": ["few", 0], "upscale_method": "lanczos", "width": SIDE, "height": SIDE, "crop": "center"}
+    prompt["scaled"] = {"class_type": "ImageScale", "inputs": scaled, "_meta": {"title": "Scaled"}}
+    prompt[tools.titled(prompt, EMBED)]["inputs"]["image"] = ["scaled", 0]
     outputs = finished(server, tools, prompt)
     assert [card["state"] for card in outputs["Read Watermark (Verify Provenance)"]["onrw"]] == ["found"]  # of the clip
     assert outputs["Save Video"]["images"][0]["filename"].endswith(".mp4")
@@ -195,12 +221,12 @@ def test_text_to_image_with_a_checkpoint(server, tools, name):
 
 
 def test_any_model_with_the_embedded_one(server, tools):
-    outputs = finished(server, tools, reduced("Any model - embedded watermark", size=128))
+    outputs = finished(server, tools, reduced("Any model - embedded watermark", size=128, text="Ann 5"))
     assert len(server.images(outputs["Save Image (Invisible Watermark)"])) == 1
 
 
 def test_same_inputs_are_cached_and_other_seeds_are_not(server, tools):
-    prompt = reduced("Mark a photo", **SMALL)
+    prompt = small(server, "Mark a photo")
     number = tools.titled(prompt, EMBED)
     del prompt[tools.titled(prompt, "Read Watermark (Verify Provenance)")]
 
@@ -221,7 +247,10 @@ def test_same_inputs_are_cached_and_other_seeds_are_not(server, tools):
 
 
 def test_four_stages(server, tools):
-    outputs = finished(server, tools, workflow("Four stages"))
+    prompt = workflow("Four stages")
+    source = [tools.titled(prompt, "Optimize Watermark Noise"), 3]
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": source}, "_meta": {"title": "Report"}}
+    outputs = finished(server, tools, prompt)
     (saved,) = server.images(outputs["Marked image"])
     assert decibels(pixels(saved), original(server, "portrait.jpg")) > 30
     report = json.loads(outputs["Report"]["text"][0])
@@ -393,7 +422,7 @@ def test_cancel_stops_within_an_iteration(server, tools):
 
 
 def test_previews_are_sent_while_a_node_works(server, tools):
-    prompt = reduced("Mark a photo", **SMALL, seed=1234)
+    prompt = small(server, "Mark a photo", seed=1234)
     number = tools.titled(prompt, EMBED)
     received = list(messages(server, prompt))
     steps = [value for message in received if (value := step(message, number)) is not None]
