@@ -10,15 +10,13 @@ from .. import __version__
 from .photos import Photo
 from .regeneration import PURIFY, lost_at
 from .statistics import FPRS, bootstrap, by_photo, present, summary, worst
-from .systems import Onrw, System
+from .systems import AtQuality, Onrw, System
 
 __all__ = ["PLAIN", "against", "progress", "purification_curve", "robustness_report", "tables"]
 
 PLAIN = "none"  # the reading without any attack
 STRICT_FPR = min(FPRS)
 EQUAL_PSNR = 0.05  # dB by which the quality of two systems may differ
-WORST_MARGIN = -0.005  # of the bit accuracy that a system may fall short of a peer
-SATURATED = 0.99  # a peer above it cannot be beaten by much
 MEANS = ("ssimulacra2", "worst", "psnr", "ssim", "psnr_flat", "seconds")  # figures of a mark, averaged over photos
 
 Record = dict[str, Any]
@@ -89,7 +87,7 @@ def _sigma(record: Record) -> float:
 
 
 def against(systems: list[System], rows: list[Record], readings: dict[str, list[Record]]) -> list[Record]:
-    """Each system of this library compared with each peer of equal or lower PSNR.
+    """Each system of this library compared with each peer of equal or lower PSNR, or of equal SSIMULACRA2.
 
     With another's decoder it is compared with that decoder's own encoder alone, with the keyed one with all.
 
@@ -100,34 +98,24 @@ def against(systems: list[System], rows: list[Record], readings: dict[str, list[
 
     Returns:
         Per pair: the mean difference of the bit accuracy in each suite with its interval by photo, the attack with the
-        least one, and the attacks where it falls short: below by more than `WORST_MARGIN`, or not above a peer that is
-        itself below `SATURATED`.
+        least one, and the attacks where it falls short: where the whole interval of the difference is below zero.
     """
     pairs = []
     ours = [(s, row) for s, row in zip(systems, rows, strict=True) if isinstance(s, Onrw)]
     peers = [(s, row) for s, row in zip(systems, rows, strict=True) if not isinstance(s, Onrw)]
     for s, row in ours:
         for peer, beside in peers:
-            if row["psnr"] < beside["psnr"] - EQUAL_PSNR:
+            if isinstance(peer, AtQuality):
+                if peer.quality != s.settings_.quality:
+                    continue
+            elif row["psnr"] < beside["psnr"] - EQUAL_PSNR:
                 continue
             if s.extractor.name not in ("keyed", peer.name.lower()) or (s.like not in (None, peer)):
                 continue
-            margins = {
-                label: row["attacks"][label]["bit_accuracy"] - figures["bit_accuracy"]
-                for label, figures in beside["attacks"].items()
-            }
-            short = [
-                label
-                for label, margin in margins.items()
-                if margin < WORST_MARGIN or (margin <= 0 and beside["attacks"][label]["bit_accuracy"] < SATURATED)
-            ]
-            suites = {}
-            for suite in beside["suites"]:
-                mine, theirs = (
-                    by_photo(r for r in readings[name] if r["suite"] == suite) for name in (s.name, peer.name)
-                )
-                differences = [mine[photo] - theirs[photo] for photo in theirs]
-                suites[suite] = {"margin": fmean(differences), "interval": bootstrap(differences)}
+            mine, theirs = readings[s.name], readings[peer.name]
+            attacks = {label: _difference(mine, theirs, "label", label) for label in beside["attacks"]}
+            suites = {suite: _difference(mine, theirs, "suite", suite) for suite in beside["suites"]}
+            margins = {label: f["margin"] for label, f in attacks.items()}
             worst_label = min(margins, key=margins.get)
             pairs.append(
                 {
@@ -136,10 +124,17 @@ def against(systems: list[System], rows: list[Record], readings: dict[str, list[
                     "psnr_margin": row["psnr"] - beside["psnr"],
                     "suites": suites,
                     "lowest": {"attack": worst_label, "margin": margins[worst_label]},
-                    "short": short,
+                    "short": [label for label, f in attacks.items() if f["interval"][1] < 0],
                 }
             )
     return pairs
+
+
+def _difference(mine: list[Record], theirs: list[Record], field: str, value: str) -> Record:
+    """Mean difference of the bit accuracy over the readings of one attack or suite, and its interval by photo."""
+    a, b = (by_photo(r for r in records if r[field] == value) for records in (mine, theirs))
+    differences = [a[photo] - b[photo] for photo in b]
+    return {"margin": fmean(differences), "interval": bootstrap(differences)}
 
 
 def _by_suite(records: Iterable[Record]) -> dict[str, Record]:
@@ -193,7 +188,8 @@ def tables(report: Record) -> str:
     if report["against"]:
         lines += [
             "",
-            "compared with peers at equal or better PSNR: bits of ONRW less bits of the peer, per cent, with interval",
+            "compared with peers at equal or better PSNR, or at equal SSIMULACRA2: bits of ONRW less bits of the peer, "
+            "per cent, with interval",
         ]
     for pair in report["against"]:
         means = ", ".join(

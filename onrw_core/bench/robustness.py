@@ -33,7 +33,7 @@ from .measure import attacks_of, measure
 from .peers import PEERS, peers
 from .photos import Photo, load_photos, mosaic
 from .report import robustness_report, tables
-from .systems import Onrw, System
+from .systems import AtQuality, Onrw, System
 
 __all__ = ["SUITES", "add_arguments", "run"]
 
@@ -58,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--suite", nargs="*", choices=SUITES, default=["onrw12"], help="attacks to try")
     more = "attacks in addition to the suites', e.g. jpeg=30 crop=.5+rotation=10"
     add("--attack", nargs="+", default=[], metavar="NAME=STRENGTH", help=more)
-    add("--peers", action="store_true", help="the same for DwtDct, DwtDctSvd, RivaGAN and blind-watermark")
+    beside = (
+        "the same for DwtDct, DwtDctSvd, RivaGAN and blind-watermark; with --quality, their residuals are scaled to it"
+    )
+    add("--peers", action="store_true", help=beside)
     add("--no-onrw", action="store_true", help="peers only")
     add("--preset", choices=sorted(PRESETS), default="fast")
     add("--bits", type=int, nargs="+", default=[48], help="raw bits of the keyed extractor")
@@ -100,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     key = Key(hashlib.sha256(f"onrw benchmark {args.seed}".encode()).digest())
     mini = None if args.no_onrw and "regeneration" not in args.suite else load_mini(args.device)
     others = peers() if args.peers else []
+    if args.quality:
+        others = [AtQuality(peer, quality) for quality in args.quality for peer in others]
     caches = {s.name: Cache(args.out, s, args.seed, args.reread) for s in others}
     systems = ([] if args.no_onrw else _onrw(args, key, mini, others, caches)) + others
     if not systems:

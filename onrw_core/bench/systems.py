@@ -12,13 +12,18 @@ from torch import Tensor
 
 from .. import __version__
 from ..extractors.base import Extractor
+from ..imaging.rounding import round_8bit
+from ..imaging.ssimulacra2 import Ssimulacra2
 from ..mini import Mini
 from ..pipeline import embed
 from ..stages.limits import limits
 from ..stages.noise_optimisation import Settings
 from .photos import Photo
 
-__all__ = ["Onrw", "Outcome", "System"]
+__all__ = ["AtQuality", "Onrw", "Outcome", "System"]
+
+HALVINGS = 12  # of the range of scales
+GREATEST = 16.0  # scale of a peer's residual
 
 
 @dataclass(frozen=True)
@@ -129,3 +134,37 @@ class Onrw(System):
         # Without a sync pattern presence is the message's, which is judged apart.
         presence = None if reading.geometry is None else reading.log10_p
         return Outcome(reading.bits, reading.logits, presence, reading.seconds)
+
+
+@dataclass
+class AtQuality(System):
+    """Another system, whose residual is scaled to a SSIMULACRA2 image by image; to that score alone, unlike ours.
+
+    Attributes:
+        peer: The system.
+        quality: SSIMULACRA2 of its marks at least, as near as `HALVINGS` of the scale come.
+    """
+
+    peer: System
+    quality: float
+    name: str = field(init=False)
+    num_bits: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name, self.num_bits = f"{self.peer.name} quality {self.quality:g}", self.peer.num_bits
+
+    def settings(self) -> dict[str, Any]:
+        return {"quality": self.quality, "peer": self.peer.settings()}
+
+    def mark(self, photo: Photo, bits: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        marked, note = self.peer.mark(photo, bits, generator)
+        judge, residual = Ssimulacra2(photo.image[None]), marked - photo.image
+        low, high = 0.0, GREATEST
+        for _ in range(HALVINGS):
+            scale = (low + high) / 2
+            good = judge(round_8bit(photo.image + scale * residual)[None]).item() >= self.quality
+            low, high = (scale, high) if good else (low, scale)
+        return round_8bit(photo.image + low * residual), {**note, "scale": low}
+
+    def read(self, image: Tensor, original_size: tuple[int, int]) -> Outcome:
+        return self.peer.read(image, original_size)

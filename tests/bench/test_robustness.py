@@ -16,7 +16,8 @@ from onrw_core.bench import robustness
 from onrw_core.bench.cache import Cache, generator_for
 from onrw_core.bench.photos import MOSAIC, load_photos, mosaic
 from onrw_core.bench.statistics import interval, judge, positive, summary, worst
-from onrw_core.bench.systems import Outcome, System
+from onrw_core.bench.systems import AtQuality, Outcome, System
+from onrw_core.imaging.ssimulacra2 import ssimulacra2
 from onrw_core.mini import load_mini
 from onrw_core.payload.keys import Key
 from onrw_core.payload.message import random_id
@@ -272,6 +273,26 @@ def test_chart(folder, strip):
     robustness.run(args)
     with Image.open(folder / "out" / "robustness.png") as image:
         assert min(image.size) > 500
+
+
+@pytest.mark.parametrize("quality", [70.0, 90.0])
+def test_a_peer_is_scaled_to_a_quality(folder, strip, quality):
+    (photo,) = load_photos(folder, SIZE, limit=1)
+    system = AtQuality(strip, quality)
+    bits = torch.arange(48) % 2
+    marked, note = system.mark(photo, bits, torch.Generator())
+    assert quality <= ssimulacra2(marked[None], photo.image[None]).item() < quality + 1
+    assert 0 < note["scale"] and torch.equal((marked * 255).round() / 255, marked)
+    peers_own, _ = strip.mark(photo, bits, torch.Generator())
+    pair = ((image - photo.image).flatten() for image in (marked, peers_own))
+    assert F.cosine_similarity(*pair, dim=0) > 0.9
+
+
+def test_peers_at_several_qualities(folder, strip):
+    assert robustness.run(arguments(folder, "--suite", "--quality", "70", "90")) == 0
+    rows = report_of(folder)["systems"]
+    assert [row["name"] for row in rows] == ["strip quality 70", "strip quality 90"]
+    assert rows[0]["psnr"] < rows[1]["psnr"]
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])

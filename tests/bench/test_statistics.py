@@ -7,7 +7,8 @@ import pytest
 
 from onrw_core.bench.report import against, purification_curve
 from onrw_core.bench.statistics import bootstrap, by_photo, present, summary
-from onrw_core.bench.systems import Onrw, System
+from onrw_core.bench.systems import AtQuality, Onrw, System
+from onrw_core.stages.noise_optimisation import PRESETS
 
 
 def reading(photo, label, accuracy, presence=-9.0, suite="onrw12"):
@@ -30,8 +31,8 @@ class Decoder:
         self.name = name
 
 
-def ours(name, extractor, like=None):
-    return Onrw(name, Decoder(extractor), None, None, like=like)
+def ours(name, extractor, like=None, quality=90.0):
+    return Onrw(name, Decoder(extractor), PRESETS["quick"].with_(quality=quality), None, like=like)
 
 
 def test_bootstrap_covers_the_mean():
@@ -86,3 +87,21 @@ def test_margins_beside_peers():
     assert pairs["keyed"]["lowest"] == {"attack": "jpeg", "margin": pytest.approx(-0.005)}
     assert pairs["driven"]["short"] == ["crop", "jpeg"]
     assert pairs["driven"]["suites"]["onrw12"]["interval"] == pytest.approx((-0.0475, -0.0475))
+
+
+def test_peers_at_a_quality_are_compared_with_ours_of_that_quality():
+    peer = Peer()
+    systems = [ours("at 80", "keyed", quality=80.0), ours("at 90", "keyed", quality=90.0), AtQuality(peer, 90.0)]
+    readings = {
+        s.name: [reading(p, "crop", v) for p, v in zip("abcd", values, strict=True)]
+        for s, values in zip(systems, ((1, 1, 1, 1), (0.9, 0.9, 1, 1), (0.9, 1, 0.9, 1)), strict=True)
+    }
+    rows = [
+        {"name": s.name, "psnr": 50.0 - i, "attacks": {"crop": {}}, "suites": {"onrw12": {}}}
+        for i, s in enumerate(systems)
+    ]
+    (pair,) = against(systems, rows, readings)
+    assert (pair["system"], pair["peer"]) == ("at 90", "RivaGAN quality 90")
+    assert (
+        pair["lowest"] == {"attack": "crop", "margin": pytest.approx(0)} and pair["short"] == []
+    )  # within its interval
