@@ -160,6 +160,23 @@ def _full(mask: Tensor | None, image: Tensor) -> Tensor:
     return F.interpolate(mask.cpu(), size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def _with_residual(decoded: Tensor, watermark: ReadableWatermark) -> Tensor:
+    """A decoded image (1, 3, H, W) with the residual of the watermark.
+
+    Raises:
+        ValueError: The image has another size than the one that was optimised.
+    """
+    if watermark.residual is None:
+        return decoded
+    if watermark.residual.shape != decoded.shape:
+        (height, width), (rows, columns) = size_of(decoded), size_of(watermark.residual)
+        raise ValueError(
+            f"watermark: it was optimised for decoded images of {columns}x{rows} pixels, and decoded_marked has "
+            f"{width}x{height}; connect the watermark whose noise was sampled"
+        )
+    return decoded + watermark.residual.to(decoded)
+
+
 class ComposeNode(io.ComfyNode):
     """Composes images that stock samplers generated."""
 
@@ -187,6 +204,12 @@ class ComposeNode(io.ComfyNode):
                     "Denoise Watermark does.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="The area that may be changed."),
+                WatermarkType.Input(
+                    "watermark",
+                    optional=True,
+                    tooltip="From Optimize Watermark Noise: adds its change of the decoded image, which no sampler "
+                    "generates. Without it, the watermark is weaker.",
+                ),
             ],
             outputs=[
                 *composed_outputs(),
@@ -206,6 +229,7 @@ class ComposeNode(io.ComfyNode):
         target_psnr: float,
         luma_only: bool,
         mask: Tensor | None = None,
+        watermark: tuple[ReadableWatermark, ...] | None = None,
     ) -> io.NodeOutput:
         originals = images.from_comfy(original, "original", min_side=MIN_SIDE)
         marked = images.from_comfy(decoded_marked, "decoded_marked")
@@ -224,6 +248,8 @@ class ComposeNode(io.ComfyNode):
         for index, image in enumerate(originals.split(1)):
             with_mark = per_image(marked.split(1), index, len(originals), "decoded_marked")
             without = per_image(unmarked.split(1), index, len(originals), "decoded_original")
+            if watermark is not None:
+                with_mark = _with_residual(with_mark, per_image(watermark, index, len(originals), "watermark"))
             part = images.latent_region(size_of(image), size_of(with_mark))
             area = images.mask_of(mask, index, original)
             if area is not None:

@@ -190,7 +190,7 @@ class Denoised:
 
     Attributes:
         latent: The marked clean latent, (1, C, h, w).
-        decoded: Its image, (1, 3, H, W), not clamped, at working size.
+        decoded: Its image with the residual of the watermark, (1, 3, H, W), not clamped, at working size.
         decoded_original: The image of the original branch.
         mask: Area of the change, (1, 1, H, W), or None.
     """
@@ -226,6 +226,8 @@ def denoise_watermark(
         latent, decoded, _ = marked_branch(
             model, autoencoder, inversion, watermark.delta, unconstrained, space=settings.space
         )
+    if watermark.residual is not None:
+        decoded = decoded + watermark.residual.to(decoded)
     height, width = size
     mask = combined_mask(original.mask, watermark.mask, size)
     return Denoised(latent, decoded[..., :height, :width], original.decoded[..., :height, :width], mask)

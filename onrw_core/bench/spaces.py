@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, default=512, help="pixels of the shorter side")
     add("--bits", type=int, default=48)
     add("--target-psnr", type=float, default=42.0, help="dB")
-    add("--iterations", type=int, default=PRESETS["fast"].iterations, help="of every variant, and of noise in time")
+    add("--iterations", type=int, default=24, help="of every variant, and of noise in time")
     add("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
     add("--mixes", nargs="+", choices=tuple(MIXES), default=["all", "regeneration"])
     add("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         training,
         key,
         mini,
-        PRESETS["fast"].with_(target_psnr=args.target_psnr, iterations=args.iterations),
+        PRESETS["fast"].with_(target_psnr=args.target_psnr, iterations=args.iterations, on_image=0.0),
         changes_of(args.start_sigma, args.steps),
         args.size,
         args.bits,

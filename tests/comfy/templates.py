@@ -491,6 +491,7 @@ A saved inversion (muted) can take the place of the inversion.""",
                                     "quality": 90.0,
                                     "target_psnr": 0.0,
                                     "luma_only": True,
+                                    "watermark": "@optimise",
                                 },
                             )
                         ],

@@ -208,10 +208,27 @@ def test_sampler_graph_draws_the_same_picture(nodes, mini, watermark, image, sto
         quality=90.0,
         target_psnr=42.0,
         luma_only=True,
+        watermark=watermark,
     )
     difference = (composed - expected).abs()
     # Both are rounded to 8 bit: values that agree to the last float digits fall on two sides of a level now and then.
     assert (difference > 1e-3).float().mean() < 1e-3 and difference.max() < 1.5 / 255
+
+
+def test_compose_wants_the_watermark_of_the_sampled_noise(nodes, watermark, image):
+    small = image[:1, :64, :64]
+    with pytest.raises(ValueError, match="watermark: it was optimised for decoded images of"):
+        nodes.Compose(
+            original=image[:1],
+            decoded_marked=small,
+            decoded_original=small,
+            mode="residual",
+            strength="balanced",
+            quality=90.0,
+            target_psnr=0.0,
+            luma_only=True,
+            watermark=watermark,
+        )
 
 
 def test_sampler_graph_with_injected_attention_and_null_embeddings(

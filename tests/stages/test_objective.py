@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from onrw_core.extractors.base import Extractor
+from onrw_core.extractors.keyed.extractor import KeyedExtractor
+from onrw_core.payload.keys import Key
+from onrw_core.pipeline import denoise_watermark
 from onrw_core.stages.noise_optimisation import PRESETS, Losses, Objective, Settings, combined_mask, optimise
 from onrw_core.stages.progress import result_of
 
@@ -75,6 +78,45 @@ def test_the_learning_rate_is_cosine_annealed_to_a_tenth(parts):  # noqa: F811
     expected = [rate / 2 * (0.1 + 0.9 * (1 + math.cos(math.pi * i / total)) / 2) for i in range(total - 1)]
     assert steps.tolist() == pytest.approx(expected, rel=0.1)
     assert steps[-1] < 0.35 * steps[0]
+
+
+def test_the_last_iterations_add_what_the_decoder_cannot_express(parts):  # noqa: F811
+    """They change the decoded image without the model, lower the loss further, and belong to the watermark."""
+    model, autoencoder, image, *_ = parts
+    extractor, bits = KeyedExtractor(Key(bytes(32)), 32), torch.arange(32) % 2
+    settings = Settings(start_sigma=0.2, steps=1, iterations=6, on_image=0.7, attention_weight=0.0, mix="none")
+    inversion = inverted(parts, settings)
+    objective = Objective(model, autoencoder, inversion, image, extractor, bits, settings)
+    calls, states = 0, []
+    real = model.denoise
+
+    def counted(*args, **options):
+        nonlocal calls
+        calls += 1
+        return real(*args, **options)
+
+    model.denoise = counted
+    try:
+        watermark = result_of(optimise(objective, generator=torch.Generator().manual_seed(0)), states.append)
+    finally:
+        del model.denoise
+    assert [(state.iteration, state.total) for state in states] == [(i, 6) for i in range(1, 7)]
+    assert calls == 3  # two iterations, and the image that the others begin with
+    assert states[5].message_loss < states[2].message_loss
+    with_steps, without = (
+        denoise_watermark(model, autoencoder, mark, tuple(image.shape[-2:]))
+        for mark in (watermark, replace(watermark, residual=None))
+    )
+    height, width = image.shape[-2:]
+    expected = without.decoded + watermark.residual[..., :height, :width]
+    assert torch.equal(with_steps.decoded, expected) and watermark.residual.abs().max() > 0
+
+
+@pytest.mark.parametrize("changes", [{"space": "pixel"}, {"composition": "mask"}, {"on_image": 0.0}, {"iterations": 1}])
+def test_all_iterations_through_the_model(parts, changes):  # noqa: F811
+    settings = replace(PIXELS, space="noise", composition="residual", quality=90.0, iterations=2, on_image=0.5)
+    watermark, states = run(parts, replace(settings, **changes), Stub([False], 1.0))
+    assert watermark.residual is None and len(states) == states[-1].total
 
 
 def test_the_image_loss_brings_the_decoded_image_back(parts):  # noqa: F811
