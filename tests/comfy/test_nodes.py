@@ -208,7 +208,7 @@ def test_sampler_graph_draws_the_same_picture(nodes, mini, watermark, image, sto
         quality=90.0,
         target_psnr=42.0,
         luma_only=True,
-        watermark=watermark,
+        watermark=watermark[0],
     )
     difference = (composed - expected).abs()
     # Both are rounded to 8 bit: values that agree to the last float digits fall on two sides of a level now and then.
@@ -227,7 +227,7 @@ def test_compose_wants_the_watermark_of_the_sampled_noise(nodes, watermark, imag
             quality=90.0,
             target_psnr=0.0,
             luma_only=True,
-            watermark=watermark,
+            watermark=watermark[0],
         )
 
 
