@@ -39,7 +39,7 @@ from .report import PLAIN
 from .statistics import positive
 from .systems import Onrw, System
 
-__all__ = ["add_arguments", "contact_sheet", "run", "visible_report", "visible_table"]
+__all__ = ["add_arguments", "attacks_report", "contact_sheet", "run", "visible_report", "visible_table"]
 
 OUT = Path("bench-visible")
 KINDS = "kinds.tsv"
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         "version": __version__,
         "judges": judges(),
         "systems": [
-            {"name": s.name, "settings": s.settings()}
+            {"name": s.name, "settings": s.settings(), "attacks": attacks_report(readings[s.name])}
             | {"pictures": visible_report(_judgements(caches[s.name], photos), readings[s.name], kinds)}
             for s in systems
         ],
@@ -144,8 +144,18 @@ def visible_report(judgements: dict[str, Record], readings: list[Record], kinds:
     return rows
 
 
+def attacks_report(readings: list[Record]) -> Record:
+    """Attack -> mean and lowest share of right bits, and share of readings with presence and message."""
+    rows = {}
+    for label in dict.fromkeys(r["label"] for r in readings):
+        own = [r for r in readings if r["label"] == label]
+        bits = [r["accuracy"] for r in own]
+        rows[label] = {"bits": fmean(bits), "lowest": min(bits), "positive": fmean(positive(r, FPR) for r in own)}
+    return rows
+
+
 def visible_table(report: Record) -> str:
-    """The report as text: one line per image, then mean and worst of each kind and of all."""
+    """The report as text: one line per image, then mean and worst of each kind and of all; one line per attack."""
     lines = [f"judges: {', '.join(f'{name} {version}' for name, version in report['judges'].items()) or 'ONRW alone'}"]
     for s in report["systems"]:
         rows = s["pictures"]
@@ -160,6 +170,11 @@ def visible_table(report: Record) -> str:
                     worst = max if more_is_worse else min
                     values[key] = (figure or worst)(known) if known else None
                 lines.append(_line(f"{name} of {len(group)}", kind, values))
+        lines += ["", f"{'attack':<34}{'bits %':>9}{'lowest':>9}{'1e-6 %':>9}"]
+        lines += [
+            f"{label:<34}" + "".join(f"{100 * row[key]:>9.1f}" for key in ("bits", "lowest", "positive"))
+            for label, row in s["attacks"].items()
+        ]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 import torch
 
 from onrw_core.bench.judges import judged
-from onrw_core.bench.visible import PLACE, contact_sheet, visible_report, visible_table
+from onrw_core.bench.visible import PLACE, attacks_report, contact_sheet, visible_report, visible_table
 from onrw_core.imaging.rounding import round_8bit
 
 
@@ -26,13 +26,18 @@ def test_the_judges_find_the_worst_place():
 def test_report_table_and_contact_sheet():
     marked, original = pair()
     readings = [
-        {"photo": "a", "suite": "none", "accuracy": 0.0, "log10_match": 0.0, "log10_presence": 0.0},
-        {"photo": "a", "suite": "onrw12", "accuracy": 1.0, "log10_match": -14.0, "log10_presence": -9.0},
-        {"photo": "a", "suite": "onrw12", "accuracy": 0.5, "log10_match": 0.0, "log10_presence": -9.0},
+        {"photo": "a", "suite": suite, "label": label, "accuracy": bits, "log10_match": match, "log10_presence": -9.0}
+        for suite, label, bits, match in (
+            ("none", "none", 0.0, 0.0),
+            ("onrw12", "blur=1", 1.0, -14.0),
+            ("onrw12", "blur=1", 0.5, 0.0),
+        )
     ]
     rows = visible_report({"a": judged(marked, original)}, readings, {"a": "anime"})
     assert (rows[0]["kind"], rows[0]["bits"], rows[0]["positive"]) == ("anime", 0.75, 0.5)
-    text = visible_table({"judges": {}, "systems": [{"name": "ONRW", "pictures": rows}]})
-    assert "anime" in text and "75.0" in text and "worst of 1" in text
+    attacks = attacks_report(readings)
+    assert attacks["blur=1"] == {"bits": 0.75, "lowest": 0.5, "positive": 0.5} and attacks["none"]["bits"] == 0
+    text = visible_table({"judges": {}, "systems": [{"name": "ONRW", "pictures": rows, "attacks": attacks}]})
+    assert "anime" in text and "75.0" in text and "worst of 1" in text and "blur=1" in text
     sheet = contact_sheet(rows, {"a": (original, marked)})
     assert sheet.height > 3 * PLACE and sheet.width >= 6 * PLACE
