@@ -31,7 +31,7 @@ TABLE = {
     70.0: (1.4, 6.0, 32.0),
     80.0: (1.05, 4.3, 24.0),
     85.0: (0.82, 3.6, 20.0),
-    90.0: (0.62, 2.7, 16.0),
+    90.0: (0.60, 2.7, 16.0),
     95.0: (0.42, 1.8, 11.0),
 }
 MAXIMUM = 12  # power of the sum that approximates a maximum; with three terms at most 10 % above it
