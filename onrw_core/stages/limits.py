@@ -39,6 +39,7 @@ FIRST_RMS = 0.004  # in [0, 1]: a residual of 48 dB, where the search for the fi
 FIRST_STEPS = 4
 SIMILAR = 0.8  # correlation with the previous residual below which the search begins again
 USES = 2  # uses of a gradient before it is computed again
+LEAST_SLOPE = 0.1  # of the load over the logarithm of the strength, relative to the load
 LARGEST_STEP = 2.5  # largest factor of the scale in one step
 TINY = 1e-20
 
@@ -147,9 +148,10 @@ class ScaleToLimits:
         with torch.enable_grad():
             load = self._load(self._original + scaled)
             (self._gradient,) = torch.autograd.grad(load, scaled)
-        slope = (
-            (self._gradient * scaled).sum().clamp(min=TINY)
-        )  # derivative of the load in the logarithm of the strength
+        slope = (self._gradient * scaled).sum()  # derivative of the load in the logarithm of the strength
+        if slope < LEAST_SLOPE * load:
+            # The metrics are steep near black, where a step can lower the load: its derivative says nothing there.
+            self._gradient, slope = torch.zeros_like(self._gradient), load.detach()
         # The load is about proportional to the strength to the power slope / load.
         step = (-load.detach().log() * load.detach() / slope.detach()).exp()
         self._strength *= float(step.clamp(1 / LARGEST_STEP, LARGEST_STEP))

@@ -90,6 +90,23 @@ def test_derivative_of_the_scale(original, residual):
     assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=0.05)
 
 
+def test_a_load_that_falls_with_the_strength_stops_nothing(original, residual, monkeypatch):
+    """As it does where the metrics are steep, near black: the scale stays finite and has no gradient there."""
+    rising, load = [], VisualLoad.__call__
+    monkeypatch.setattr(
+        VisualLoad, "__call__", lambda self, marked: load(self, marked) if rising else 2 - load(self, marked)
+    )
+    scale_to_limits = ScaleToLimits(original, limits(90))
+    scale = scale_to_limits(residual.requires_grad_())
+    (gradient,) = torch.autograd.grad(scale, residual)
+    assert torch.isfinite(scale) and scale > 0 and not gradient.any()
+    rising.append(True)
+    for _ in range(3):
+        scale = scale_to_limits(residual)
+    (gradient,) = torch.autograd.grad(scale, residual)
+    assert torch.isfinite(gradient).all() and gradient.any()
+
+
 def test_similar_residuals_cost_less_than_one_gradient_of_the_load_each(original, residual, monkeypatch):
     calls, load = [], VisualLoad.__call__
     monkeypatch.setattr(VisualLoad, "__call__", lambda self, marked: calls.append(1) or load(self, marked))
