@@ -20,7 +20,7 @@ from templates import TEMPLATES, Node, Template
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 LAYOUT = """
 (async (api, name, rows, note) => {
-  const gap = 44, between = 14, title = 30, head = 30, lane = 6, pad = 18, apart = 16, noted = 330;
+  const gap = 41, between = 14, title = 30, head = 30, lane = 6, pad = 18, apart = 16, noted = 330;
   app.graph.clear();
   await app.loadApiJson(api, name);
   const graph = app.graph;
