@@ -28,7 +28,7 @@ PHOTO = ROOT / "onrw_core" / "samples" / "monument.jpg"
 OUTPUT = ROOT / "docs" / "results.jpg"
 KEY = onrw.Key(bytes(range(32)))
 TEXT = "Ann 5"
-ATTACK = "crop=0.5+screenshot-border=0.75+jpeg=50"
+ATTACK = "crop=0.5+screenshot-border=0.75+jpeg=80"
 
 WIDTH, MARGIN, GAP, PANEL = 1600, 40, 24, 490
 PLACE, AMPLIFIED = 64, 10  # side of the worst place in pixels; factor of the difference
@@ -75,7 +75,7 @@ def main() -> None:
             scale = PANEL / max(original.shape[-2:])
             box = [x + left * scale, y + top * scale, x + (left + PLACE) * scale, y + (top + PLACE) * scale]
             draw.rectangle(box, outline=GOOD, width=3)
-    draw.text((columns[2] + 70, MARGIN + 5), "cropped to half, screenshot, JPEG 50", FAINT, body)
+    draw.text((columns[2] + 70, MARGIN + 5), "cropped to half, screenshot, JPEG 80", FAINT, body)
     draw.text((columns[1] + 75, MARGIN + 5), f"SSIMULACRA2 {marked.ssimulacra2:.0f}, {marked.psnr:.1f} dB", FAINT, body)
 
     y += PANEL + 20
