@@ -106,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         loaded = load_model(args.model, args.device)
     settings = PRESETS[args.preset].with_(
-        target_psnr=args.target_psnr, steps=args.steps, checkpointing=args.checkpointing or None
-    )
+        target_psnr=args.target_psnr, steps=args.steps, checkpointing=args.checkpointing or None, on_image=0.0
+    )  # every iteration through the model, as the published loop's
     conditions = Conditions(
         size=args.size,
         device=args.device,
