@@ -166,15 +166,13 @@ def _with_residual(decoded: Tensor, watermark: ReadableWatermark) -> Tensor:
     Raises:
         ValueError: The image has another size than the one that was optimised.
     """
-    if watermark.residual is None:
-        return decoded
-    if watermark.residual.shape != decoded.shape:
+    if watermark.residual is not None and watermark.residual.shape != decoded.shape:
         (height, width), (rows, columns) = size_of(decoded), size_of(watermark.residual)
         raise ValueError(
             f"watermark: it was optimised for decoded images of {columns}x{rows} pixels, and decoded_marked has "
             f"{width}x{height}; connect the watermark whose noise was sampled"
         )
-    return decoded + watermark.residual.to(decoded)
+    return watermark.with_residual(decoded)
 
 
 class ComposeNode(io.ComfyNode):

@@ -226,8 +226,7 @@ def denoise_watermark(
         latent, decoded, _ = marked_branch(
             model, autoencoder, inversion, watermark.delta, unconstrained, space=settings.space
         )
-    if watermark.residual is not None:
-        decoded = decoded + watermark.residual.to(decoded)
+    decoded = watermark.with_residual(decoded)
     height, width = size
     mask = combined_mask(original.mask, watermark.mask, size)
     return Denoised(latent, decoded[..., :height, :width], original.decoded[..., :height, :width], mask)

@@ -208,6 +208,10 @@ class Watermark:
     settings: Settings
     report: dict = field(default_factory=dict)
 
+    def with_residual(self, decoded: Tensor) -> Tensor:
+        """The decoded image of the changed noise, (1, 3, H, W), with the residual."""
+        return decoded if self.residual is None else decoded + self.residual.to(decoded)
+
 
 @dataclass(frozen=True)
 class State:

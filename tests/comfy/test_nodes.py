@@ -122,6 +122,11 @@ def denoise(nodes, mini, watermark, image, **changes):
     )
 
 
+def composing(nodes, image, marked, original, **changes):
+    settings = {"mode": "residual", "strength": "balanced", "quality": 90.0, "target_psnr": 0.0, "luma_only": True}
+    return nodes.Compose(original=image[:1], decoded_marked=marked, decoded_original=original, **(settings | changes))
+
+
 def extracted(nodes, image, extractor, message):
     """The text that Read Watermark gives for an image that carries `message`."""
     text, detected, _, match, *_ = nodes.Read(image=image, extractor=extractor, target_fpr=1e-6, message=message)
@@ -199,17 +204,7 @@ def test_stages_warn_where_the_watermark_cannot_be_read(
 def test_sampler_graph_draws_the_same_picture(nodes, mini, watermark, image, stock):
     expected = denoise(nodes, mini, watermark[0], image[:1])[0]
     marked, original = (sample(nodes, mini, watermark[0], branch, stock) for branch in ("marked", "original"))
-    composed, _ = nodes.Compose(
-        original=image[:1],
-        decoded_marked=marked,
-        decoded_original=original,
-        mode="residual",
-        strength="balanced",
-        quality=90.0,
-        target_psnr=42.0,
-        luma_only=True,
-        watermark=watermark[0],
-    )
+    composed, _ = composing(nodes, image, marked, original, target_psnr=42.0, watermark=watermark[0])
     difference = (composed - expected).abs()
     # Both are rounded to 8 bit: values that agree to the last float digits fall on two sides of a level now and then.
     assert (difference > 1e-3).float().mean() < 1e-3 and difference.max() < 1.5 / 255
@@ -218,17 +213,7 @@ def test_sampler_graph_draws_the_same_picture(nodes, mini, watermark, image, sto
 def test_compose_wants_the_watermark_of_the_sampled_noise(nodes, watermark, image):
     small = image[:1, :64, :64]
     with pytest.raises(ValueError, match="watermark: it was optimised for decoded images of"):
-        nodes.Compose(
-            original=image[:1],
-            decoded_marked=small,
-            decoded_original=small,
-            mode="residual",
-            strength="balanced",
-            quality=90.0,
-            target_psnr=0.0,
-            luma_only=True,
-            watermark=watermark[0],
-        )
+        composing(nodes, image, small, small, watermark=watermark[0])
 
 
 def test_sampler_graph_with_injected_attention_and_null_embeddings(
