@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from comfy.latent_formats import LatentFormat
 from comfy.model_base import BaseModel
 from torch import nn
 
-__all__ = ["Family", "Layout", "family_of"]
+__all__ = ["Family", "Layout", "factor_of", "family_of"]
 
 BEFORE, AFTER, APART = "before", "after", "apart"
 START, END = "start", "end"
@@ -53,6 +54,7 @@ LAYOUTS = {
     "ErnieImageModel": Layout(("layers",), readable=False),
 }
 PADDED_BEFORE = ("Flux2",)  # ComfyUI pads their prompts in front
+FACTORS = {"HunyuanImage21": 32, "Wan22": 16, "ChromaRadiance": 1}  # where a format has no spacial_downscale_ratio
 DISTILLED = ("FluxSchnell",)  # configurations of models whose networks do not tell
 
 
@@ -89,6 +91,11 @@ def family_of(model: BaseModel) -> Family:
     if type(model).__name__ in PADDED_BEFORE:
         layout = Layout(layout.blocks, layout.text, END, layout.readable)
     return Family(layout, "attention" if layout.readable else "features", distilled)
+
+
+def factor_of(latent_format: LatentFormat) -> int:
+    """Pixels per latent position and side."""
+    return getattr(latent_format, "spacial_downscale_ratio", FACTORS.get(type(latent_format).__name__, 8))
 
 
 def _guided_by_input(network: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from ...onrw_core.diffusion.model import AttentionControl, AttentionMaps, Condit
 from . import transformers
 from .attention import differentiable, with_control
 from .conditioning import ComfyConditioning, with_embeddings
-from .families import family_of
+from .families import factor_of, family_of
 from .identity import identity
 from .latents import from_network, to_network
 from .noise_levels import NoiseLevels
@@ -62,7 +62,7 @@ class ComfyModel(DiffusionModel):
         self.sigmas, self.prediction = self.levels.sigmas, self.levels.prediction
         self.family = family_of(self.base)
         self.maps, self.distilled = self.family.maps, self.family.distilled
-        self.factor = factor if factor is not None else getattr(self.base.latent_format, "spacial_downscale_ratio", 8)
+        self.factor = factor if factor is not None else factor_of(self.base.latent_format)
         if self.maps == "none":
             logging.info("ONRW: %s is not known; it is used without attention maps", type(self.network).__name__)
 

@@ -89,7 +89,7 @@ def null_text(case: Case) -> str:
     def work(network, _):
         options = {"steps": 4, "guidance": 7.5}
         try:
-            tuned = case.inverted(network, method="null-text", inner_steps=12, **options)
+            tuned = case.inverted(network, method="null-text", inner_steps=24, **options)
         except ValueError as error:
             return str(error)
         plain = case.inverted(network, **options)

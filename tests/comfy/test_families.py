@@ -70,10 +70,12 @@ def test_gradients_of_8_bit_weights(name, families, cells, pack):
     assert cells.gradient(case)
 
 
-def test_every_family_of_the_table_is_in_its_layouts(families, adapter):
+def test_every_family_of_the_table_is_in_its_layouts(families, pack):
+    module = importlib.import_module(f"{pack.__name__}.nodes.adapter.families")
     for name in families.available():
         model = families.model(name).model
-        family = adapter.family_of(model)
+        assert module.factor_of(model.latent_format) == families.FAMILIES[name].factor, name
+        family = module.family_of(model)
         assert family.maps == ("features" if name == "PixArt" else "attention"), name
         assert family.distilled == (name in ("Flux", "Schnell", "Flux2")), name
 
