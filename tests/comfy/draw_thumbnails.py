@@ -95,14 +95,23 @@ def before_and_after(marked: Marked) -> Image.Image:
     return strips({"before": picture(original), "marked": picture(marked.image), "change x 10": picture(change)})
 
 
-def generated(model: str, left: float, top: float, side: float) -> Callable[[Marked], Image.Image]:
+def from_noise(image: Tensor) -> Tensor:
+    """From noise at the left to the image, which fills most of it."""
+    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(1))
+    clean = torch.linspace(-0.1, 3.0, image.shape[-1]).clamp(0, 1)
+    return clean * image + (1 - clean) * noise
+
+
+def generated(
+    model: str, left: float, top: float, side: float, sampling: bool = False
+) -> Callable[[Marked], Image.Image]:
     """What a model draws, as a part of the drawing (shares of its side), and the id that it gets."""
 
     def draw(marked: Marked) -> Image.Image:
         whole = sample("drawing")
         x, y, width = (round(share * whole.shape[-1]) for share in (left, top, side))
         image = whole[:, y : y + width, x : x + width]
-        drawn = picture(image)
+        drawn = picture(from_noise(image) if sampling else image)
         label(drawn, model, (24, 16), 54)
         card(drawn, f"id {photo_id(KEY, model).value}")
         return drawn
@@ -111,12 +120,8 @@ def generated(model: str, left: float, top: float, side: float) -> Callable[[Mar
 
 
 def sampled(marked: Marked) -> Image.Image:
-    """From noise to the marked image, which fills most of it."""
-    image = marked.image
-    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(1))
-    clean = torch.linspace(-0.1, 3.0, image.shape[-1]).clamp(0, 1)
-    drawn = picture(clean * image + (1 - clean) * noise)
-    card(drawn, read(image))
+    drawn = picture(from_noise(marked.image))
+    card(drawn, read(marked.image))
     return drawn
 
 
@@ -189,6 +194,8 @@ SCENES = {
     "Text to image - SD 1.5": generated("SD 1.5", 0.0, 0.2, 0.8),
     "Text to image - SDXL": generated("SDXL", 0.3, 0.3, 0.7),
     "Text to image - Flux": generated("Flux", 0.05, 0.3, 0.55),
+    "Text to image by stages - SD 1.5": generated("SD 1.5", 0.0, 0.3, 0.7, sampling=True),
+    "Text to image by stages - Flux": generated("Flux", 0.3, 0.2, 0.7, sampling=True),
     "Any model - embedded watermark": generated("any model", 0.0, 0.0, 1.0),
     "Read and verify": received,
     "Four stages": stages,

@@ -159,13 +159,16 @@ def own_model(name: str, checkpoint: str, size: int, steps: int, cfg: float, not
     )
 
 
+MESSAGE = Node("message", "ONRW_Message", {"kind": "random id", "value": "", "num_bits": "auto", "seed": 7})
+
+
 def started() -> list[Node]:
     """Model, working size and message of the staged workflows."""
     inputs = {"image": "@image", "upscale_method": "lanczos", "width": 384, "height": 384, "crop": "center"}
     return [
         Node("model", "ONRW_LoadMini"),
         Node("scaled", "ImageScale", inputs, "Working size"),
-        Node("message", "ONRW_Message", {"kind": "random id", "value": "", "num_bits": "auto", "seed": 7}),
+        MESSAGE,
     ]
 
 
@@ -178,6 +181,80 @@ def prompts(words: str, word: str | None = None) -> list[Node]:
         Node("empty", "CLIPTextEncode", {"clip": "@model.1", "text": ""}, "Empty prompt", 110),
         Node("latent", "VAEEncode", {"pixels": "@scaled", "vae": "@model.2"}, "Encode"),
     ]
+
+
+def by_stages(
+    name: str, checkpoint: str, size: int, steps: int, cfg: float, start: float, latent: str, model: str
+) -> Template:
+    """Text to image with stock nodes, and the four stages from the sampler's LATENT on.
+
+    `start` is a sigma above that of the last step: this step alone is replayed.
+    """
+    words = "a lighthouse on a cliff at sunset, photograph"
+    schedule = {"model": "@model", "scheduler": "simple", "steps": steps, "denoise": 1.0}
+    guided = {"model": "@model", "positive": "@prompt", "negative": "@empty", "cfg": cfg}
+    sampled = {"noise": "@noise", "guider": "@guider", "sampler": "@euler", "sigmas": "@levels"}
+    inverted, marked = inversion("fast", 1), optimise("fast", 40)
+    inverted.inputs |= {"latent": "@sample", "start_sigma": start, "guidance": cfg}
+    inverted.inputs |= {"noise": "@noise", "sampled_sigmas": "@levels"}
+    marked.inputs |= {"tuning": "as preset"}
+    return Template(
+        name,
+        f"""## 1 Choose your checkpoint and type a prompt
+{model}
+
+## 2 Run
+The sampler's latent is marked as it is, without another round trip through the VAE. Its noise and sigmas are \
+connected too: its own last step then takes the place of an inversion, and has no error.
+
+**The sampler has to be euler**, and `guidance` of Null-Text Inversion its cfg.""",
+        [
+            [
+                Group(
+                    "Your model and prompt",
+                    BLUE,
+                    [
+                        [
+                            Node("model", "CheckpointLoaderSimple", {"ckpt_name": checkpoint}, "Checkpoint"),
+                            Node("prompt", "CLIPTextEncode", {"clip": "@model.1", "text": words}, "Prompt", 130),
+                            Node("empty", "CLIPTextEncode", {"clip": "@model.1", "text": ""}, "Negative prompt", 90),
+                        ]
+                    ],
+                ),
+                Group(
+                    "Generate",
+                    VIOLET,
+                    [
+                        [
+                            Node("noise", "RandomNoise", {"noise_seed": 5}, "Noise"),
+                            Node("euler", "KSamplerSelect", {"sampler_name": "euler"}, "Euler"),
+                            Node("levels", "BasicScheduler", schedule, "Sigmas"),
+                            Node("guider", "CFGGuider", guided, "Guider"),
+                        ],
+                        [
+                            Node("size", latent, {"width": size, "height": size, "batch_size": 1}, "Size"),
+                            Node("sample", "SamplerCustomAdvanced", {**sampled, "latent_image": "@size"}, "Sample"),
+                            Node("image", "VAEDecode", {"samples": "@sample", "vae": "@model.2"}, "Decode"),
+                        ],
+                    ],
+                ),
+                Group("1  Invert", GREEN, [[inverted]]),
+            ],
+            [
+                Group("2  Optimise", GREEN, [[MESSAGE], [marked]]),
+                Group("3  Denoise", AMBER, [[denoise()]]),
+                Group(
+                    "4  Save and check",
+                    GREY,
+                    [
+                        [preview("unmarked", "@image", "Unmarked image", 420)],
+                        [save("@denoise", "onrw/stages", "Marked image", 420)],
+                        [read("@denoise", height=420, width=420, message="@message")],
+                    ],
+                ),
+            ],
+        ],
+    )
 
 
 AREA = Node("area", "MaskToImage", {"mask": "@denoise.1"}, "Area as image", width=240)
@@ -217,6 +294,13 @@ def optimise(preset: str, iterations: int) -> Node:
     inputs |= {"tuning": "custom", "iterations": iterations, "attacks": 3, "message_weight": 100.0}
     inputs |= {"image_weight": 20.0, "attention_weight": 80.0 if preset == "paper" else 0.0, "seed": 1, "mix": "all"}
     return Node("optimise", "ONRW_OptimizeNoise", inputs)
+
+
+def denoise() -> Node:
+    inputs = {"model": "@model", "vae": "@model.2", "watermark": "@optimise", "image": "@image"}
+    inputs |= {"composition": "as optimised", "strength": "as optimised", "quality": 90.0, "target_psnr": 0.0}
+    inputs |= {"pseudo_mask": "as optimised", "attention": "as optimised"}
+    return Node("denoise", "ONRW_ConstrainedDenoise", inputs)
 
 
 def guider(branch: str) -> Node:
@@ -314,6 +398,26 @@ Flux, SD 3 and other flow models.
 The image is marked through the same model and prompt that drew it. If memory is short, use *Any model - embedded \
 watermark*: the small embedded model marks the finished image.""",
         latent="EmptySD3LatentImage",
+    ),
+    by_stages(
+        "Text to image by stages - SD 1.5",
+        "v1-5-pruned-emaonly-fp16.safetensors",
+        512,
+        20,
+        7.0,
+        0.3,
+        "EmptyLatentImage",
+        "Any SD 1.5, SD 2 or SDXL checkpoint, with your LoRAs.",
+    ),
+    by_stages(
+        "Text to image by stages - Flux",
+        "flux1-schnell-fp8.safetensors",
+        1024,
+        4,
+        1.0,
+        0.4,
+        "EmptySD3LatentImage",
+        "Flux, SD 3 and other flow models.",
     ),
     Template(
         "Any model - embedded watermark",
@@ -414,22 +518,7 @@ To be short on a CPU, this runs at 384 px and with few steps. For real work set 
                     AMBER,
                     [
                         [
-                            Node(
-                                "denoise",
-                                "ONRW_ConstrainedDenoise",
-                                {
-                                    "model": "@model",
-                                    "vae": "@model.2",
-                                    "watermark": "@optimise",
-                                    "image": "@image",
-                                    "composition": "as optimised",
-                                    "strength": "as optimised",
-                                    "quality": 90.0,
-                                    "target_psnr": 0.0,
-                                    "pseudo_mask": "as optimised",
-                                    "attention": "as optimised",
-                                },
-                            ),
+                            denoise(),
                         ],
                         [save("@denoise", "onrw/stages", "Marked image")],
                         [preview("change", "@denoise.3", "Change x 10", width=240), AREA],

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 API = ROOT / "workflows" / "api"
 REMEDY = "choose the strength strong, a shorter text, or a larger mask"
 EMBED = "Embed Watermark (Sign Image)"
+OPTIMISE = "Optimize Watermark Noise"
 TABLE = [line for line in (ROOT / "docs" / "nodes.md").read_text("utf-8").splitlines() if line.startswith("| `ONRW_")]
 SIZE = 512  # working size of marking in these tests, pixels: a text is not read from smaller ones
 SMALL = {"size": 256, "strength": "strong", "text": ""}  # an id is, at this strength, and its search ends at once
@@ -60,11 +61,11 @@ def reduced(name, **changes):
         if node["class_type"] in ("ONRW_SaveImage", "ONRW_Embed"):
             node["inputs"] |= {"size": SIZE, "preset": "quick", **changes}
         elif node["class_type"] == "CheckpointLoaderSimple":
-            node["inputs"]["ckpt_name"] = "tiny.safetensors"
+            flow = any(other["class_type"] == "EmptySD3LatentImage" for other in prompt.values())
+            node["inputs"]["ckpt_name"] = "tiny-flow.safetensors" if flow else "tiny.safetensors"
         elif node["class_type"].startswith("Empty"):
-            node["class_type"] = "EmptyLatentImage"  # the toy model has Stable Diffusion's latents
             node["inputs"] |= {"width": 128, "height": 128}
-        elif node["class_type"] == "KSampler":
+        elif node["class_type"] in ("KSampler", "BasicScheduler"):
             node["inputs"]["steps"] = 3
     return prompt
 
@@ -218,6 +219,38 @@ def test_text_to_image_with_a_checkpoint(server, tools, name):
     assert len(server.images(outputs["Marked image"])) == 1
     # What a random model draws is noise, of which a small image holds no watermark: the nodes run.
     assert outputs["Embed Watermark (Sign Image)"]["onrw"] and outputs["Read Watermark (Verify Provenance)"]["onrw"]
+
+
+@pytest.mark.parametrize("kind", ["SD 1.5", "Flux"])
+def test_the_latent_of_a_sampler_is_marked_by_stages(server, tools, kind):
+    """The flow model is a toy, whose noise holds no watermark; for the UNet the embedded model draws, and is read."""
+    prompt = reduced(f"Text to image by stages - {kind}")
+    number = {node["_meta"]["title"]: key for key, node in prompt.items()}
+    inverted, optimised = (prompt[number[title]]["inputs"] for title in ("Null-Text Inversion", OPTIMISE))
+    if kind == "SD 1.5":
+        prompt[number["Checkpoint"]] |= {"class_type": "ONRW_LoadMini", "inputs": {}}
+        prompt[number["Size"]]["inputs"] |= {"width": SIDE, "height": SIDE}
+        prompt[number["Guider"]]["inputs"]["cfg"] = inverted["guidance"] = 1.0
+        optimised["strength"] = "strong"
+    else:
+        optimised |= {"tuning": "custom", "iterations": 2, "attacks": 1}
+    added = {
+        "Report": ("PreviewAny", {"source": [number[OPTIMISE], 3]}),
+        "Retraced": ("PreviewImage", {"images": [number["Null-Text Inversion"], 3]}),
+    }
+    for title, (kind_of_node, inputs) in added.items():
+        prompt[title] = {"class_type": kind_of_node, "inputs": inputs, "_meta": {"title": title}}
+    outputs = finished(server, tools, prompt)
+    (marked,), (unmarked,), (retraced,) = (
+        server.images(outputs[title]) for title in ("Marked image", "Unmarked image", "Retraced")
+    )
+    # The sampler's own last step is replayed: what it drew comes back, up to the rounding to 8 bits.
+    report = json.loads(outputs["Report"]["text"][0])
+    assert report["steps"] == 1 and report["start_sigma"] > inverted["start_sigma"]
+    assert pixels(unmarked).std() > 0.02 and np.abs(pixels(retraced) - pixels(unmarked)).max() < 1.5 / 255
+    assert 25 < decibels(pixels(marked), pixels(unmarked)) < 60
+    (card,) = outputs["Read Watermark (Verify Provenance)"]["onrw"]
+    assert kind == "Flux" or card["state"] == "found" and "It is the expected message" in " ".join(card["lines"])
 
 
 def test_any_model_with_the_embedded_one(server, tools):

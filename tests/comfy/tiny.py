@@ -1,4 +1,4 @@
-"""Toy checkpoint, LoRA and ControlNet with random weights, in the file formats that ComfyUI's stock loaders take."""
+"""Toy checkpoints, LoRA and ControlNet with random weights, in the file formats that ComfyUI's stock loaders take."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ UNET = {
 }
 
 
+MMDIT = {
+    "in_channels": 16,
+    "patch_size": 2,
+    "depth": 2,
+    "input_size": None,
+    "adm_in_channels": 64,
+    "pos_embed_scaling_factor": None,
+    "pos_embed_max_size": 32,
+    "num_patches": 1024,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}},
+}
+
+
 def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> dict[str, torch.Tensor]:
     """Weights of unit gain, norms one, biases zero; returns the state dict."""
     generator = torch.Generator().manual_seed(seed)
@@ -42,12 +55,23 @@ def randomise(module: torch.nn.Module, seed: int, gain: float = 1.0) -> dict[str
     return module.state_dict()
 
 
-def write_models(folder: Path, clip_class: type) -> None:
-    """Write checkpoints/tiny.safetensors, loras/tiny.safetensors and controlnet/tiny.safetensors below `folder`.
+def write_checkpoint(folder: Path, name: str, network: dict, vae: dict, clip: dict, clip_prefix: str) -> None:
+    """Write checkpoints/`name`.safetensors, a file with network, VAE and text encoder."""
+    checkpoint = {f"model.diffusion_model.{k}": v for k, v in network.items()}
+    checkpoint |= {f"first_stage_model.{k}": v for k, v in vae.items()}
+    checkpoint |= {k.replace("clip_l.", clip_prefix): v for k, v in clip.items()}
+    halves = {k: v.half().contiguous() for k, v in checkpoint.items()}
+    save_file(halves, folder / "checkpoints" / f"{name}.safetensors")
 
-    Needs ComfyUI importable. `clip_class` is the toy text encoder of the pack `tiny_models`.
+
+def write_models(folder: Path, clip_class: type) -> None:
+    """Write checkpoints, loras/tiny.safetensors and controlnet/tiny.safetensors below `folder`.
+
+    checkpoints/tiny.safetensors is a Stable Diffusion 1, checkpoints/tiny-flow.safetensors a Stable Diffusion 3. Needs
+    ComfyUI importable. `clip_class` is the toy text encoder of the pack `tiny_models`.
     """
     import comfy.cldm.cldm
+    import comfy.ldm.modules.diffusionmodules.mmdit as mmdit_module
     import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
     import comfy.ops
     import comfy.sd1_clip
@@ -60,10 +84,12 @@ def write_models(folder: Path, clip_class: type) -> None:
     vae = randomise(comfy.taesd.taesd.TAESD(latent_channels=4), 2)
     vae["vae_scale"], vae["vae_shift"] = torch.tensor(0.18215), torch.tensor(0.0)
     clip = randomise(clip_class(dtype=torch.float32), 3)
-    checkpoint = {f"model.diffusion_model.{k}": v for k, v in unet.items()}
-    checkpoint |= {f"first_stage_model.{k}": v for k, v in vae.items()}
-    checkpoint |= {k.replace("clip_l.", "cond_stage_model."): v for k, v in clip.items()}
-    save_file({k: v.half().contiguous() for k, v in checkpoint.items()}, folder / "checkpoints" / "tiny.safetensors")
+    write_checkpoint(folder, "tiny", unet, vae, clip, "cond_stage_model.")
+    mmdit = mmdit_module.MMDiT(**MMDIT, dtype=torch.float32, device="cpu", operations=operations)
+    mmdit.pos_embed.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(7))
+    wide = randomise(comfy.taesd.taesd.TAESD(latent_channels=16), 8)
+    wide["vae_scale"], wide["vae_shift"] = torch.tensor(1.0), torch.tensor(0.0)
+    write_checkpoint(folder, "tiny-flow", randomise(mmdit, 6, gain=0.5), wide, clip, "text_encoders.clip_l.")
 
     generator = torch.Generator().manual_seed(4)
     lora = {}

@@ -1,4 +1,4 @@
-"""A custom node pack for tests only: makes ComfyUI's stock loaders recognise a Stable Diffusion 1 of toy size."""
+"""A custom node pack for tests only: makes ComfyUI's stock loaders recognise Stable Diffusion 1 and 3 of toy size."""
 
 import comfy.latent_formats
 import comfy.supported_models
@@ -30,6 +30,18 @@ class TinySD1(comfy.supported_models.SD15):
         return target
 
 
+class TinySD3(comfy.supported_models.SD3):
+    """Stable Diffusion 3 with a width of 128, and one CLIP of 64."""
+
+    unet_config = {
+        **comfy.supported_models.SD3.unet_config,
+        "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}},
+    }
+
+    def clip_target(self, state_dict=None):
+        return ClipTarget(comfy.sd1_clip.SD1Tokenizer, TinyClip)
+
+
 class TinyClip(comfy.sd1_clip.SD1ClipModel):
     """CLIP-L's text tower with two layers of 64 channels."""
 
@@ -38,7 +50,8 @@ class TinyClip(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device=device, dtype=dtype, model_options=options, **kwargs)
 
 
-if TinySD1.__name__ not in [model.__name__ for model in comfy.supported_models.models]:
-    comfy.supported_models.models.insert(0, TinySD1)
+for tiny in (TinySD1, TinySD3):
+    if tiny.__name__ not in [model.__name__ for model in comfy.supported_models.models]:
+        comfy.supported_models.models.insert(0, tiny)
 
 NODE_CLASS_MAPPINGS = {}
