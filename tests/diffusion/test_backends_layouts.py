@@ -25,20 +25,20 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from onrw_core.diffusion.backends.checkpoint import load_checkpoint
 from onrw_core.diffusion.backends.diffusers import from_pipeline
 
-WIDTH = 24
+WIDTH, WIDER = 24, 32  # of the first and of the second text encoder; single files are told apart by them
 
 
-def projecting(tokenizer, seed):  # noqa: F811
+def projecting(tokenizer, seed, width=WIDER):  # noqa: F811
     torch.manual_seed(seed)
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
+            hidden_size=width,
             intermediate_size=32,
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=LENGTH,
-            projection_dim=WIDTH,
+            projection_dim=width,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -55,13 +55,13 @@ def sdxl(tokenizer):  # noqa: F811
         sample_size=16,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=2 * WIDTH,
+        cross_attention_dim=WIDTH + WIDER,
         attention_head_dim=2,
         use_linear_projection=True,
         norm_num_groups=4,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        projection_class_embeddings_input_dim=6 * 8 + WIDER,
     )
     parts = first.vae, first.text_encoder, projecting(tokenizer, 2), tokenizer, tokenizer, unet, first.scheduler
     return StableDiffusionXLPipeline(*parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
@@ -79,8 +79,8 @@ def sd3(tokenizer):  # noqa: F811
         num_attention_heads=2,
         joint_attention_dim=3 * WIDTH,
         caption_projection_dim=16,
-        pooled_projection_dim=2 * WIDTH,
-        pos_embed_max_size=16,
+        pooled_projection_dim=WIDTH + WIDER,
+        pos_embed_max_size=32,
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
@@ -92,7 +92,9 @@ def sd3(tokenizer):  # noqa: F811
         norm_num_groups=4,
         shift_factor=0.1,
     )
-    clips = projecting(tokenizer, 2), tokenizer, projecting(tokenizer, 3), tokenizer
+    first = projecting(tokenizer, 2, WIDTH)
+    torch.nn.init.eye_(first.text_projection.weight)  # CLIP-L's, which single files do not hold
+    clips = first, tokenizer, projecting(tokenizer, 3), tokenizer
     return StableDiffusion3Pipeline(
         transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), vae, *clips, text_encoder_3=None, tokenizer_3=None
     )
