@@ -31,10 +31,22 @@ def identity(model: ModelPatcher) -> str:
     """Family and fingerprint of the weights; with LoRAs or patches also a plus sign and twelve digits of their hash."""
     prefix = f"{NETWORK}."
     original = {key.removeprefix(prefix): kept.weight for key, kept in model.backup.items() if key.startswith(prefix)}
-    weights = {**model.model.diffusion_model.state_dict(), **original}
+    weights = {**_stored(model.model.diffusion_model), **original}
     name = f"{type(model.model.model_config).__name__}-{fingerprint(weights)}"
     added = [*_weight_patches(model), *_function_patches(model)]
     return name if not added else f"{name}+{hashlib.sha256(json.dumps(added).encode()).hexdigest()[:12]}"
+
+
+def _stored(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network by name, quantised ones as they are stored."""
+    parameters, found = dict(network.named_parameters()), {}
+    for name, weight in network.state_dict().items():
+        if weight.is_meta:  # ComfyUI-GGUF puts sizes in place of quantised weights, and one more for its working memory
+            if name not in parameters:
+                continue
+            weight = parameters[name].as_subclass(Tensor)
+        found[name] = weight
+    return found
 
 
 def _weight_patches(model: ModelPatcher) -> list[Any]:
