@@ -131,7 +131,7 @@ def test_gradients_are_those_of_the_dequantised_weights(case, adapter, stock):
     of_original = gradients(adapter, original, prompts, channels)[1]
     if kind.startswith("Q"):
         assert name != expected_name  # it is another model than the one that it was made of
-        assert 1e-4 < distance(gradient, of_original) < (0.05 if kind == "Q8_0" else 0.5)
+        assert 1e-4 < distance(gradient, of_original) < (0.05 if kind == "Q8_0" else 0.8)
     else:
         assert name == expected_name and distance(gradient, of_original) < 1e-3
 
