@@ -121,10 +121,10 @@ class EmbedNode(MarkingNode):
         originals = images.from_comfy(image, min_side=MIN_SIDE)
         if frames == ONE_CLIP:
             own = message_of(text, originals[0], reader) if message is None else per_image(message, 0, 1, "message")
-            marker = Marker(models, reader, settings, size, Progress(settings.iterations + len(originals) - 1))
+            marker = Marker(models, reader, settings, size, Progress(settings.iterations + len(originals) - 1), cls)
             whole = marker.mark_clip(originals, own, images.mask_of(mask, 0, image), generator_for(seed))
             return _clip(cls, image, originals, reader, own, whole)
-        marker = Marker(models, reader, settings, size, Progress(len(originals) * settings.iterations))
+        marker = Marker(models, reader, settings, size, Progress(len(originals) * settings.iterations), cls)
         marked, cards, reports, unreadable, unchanged = [], [], [], [], []
         for index, original in enumerate(originals):
             if message is None:

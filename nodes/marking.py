@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import torch
@@ -40,7 +40,7 @@ from .keys import NO_KEY, KeyUser
 from .reading import Verdict
 from .schemas import advanced
 from .sockets import Reader
-from .warning import ALREADY_MARKED
+from .warning import ALREADY_MARKED, warn_weak
 
 __all__ = [
     "REMEDY",
@@ -228,6 +228,7 @@ class Marker:
         settings: Settings; their number of iterations is that of steps of the progress bar for an image.
         size: Working size in pixels.
         progress: Of the node.
+        node: The class of the node, which shows a weak forecast.
     """
 
     models: Models
@@ -235,6 +236,7 @@ class Marker:
     settings: Settings
     size: int
     progress: Progress
+    node: type[io.ComfyNode]
 
     def mark(
         self, original: Tensor, message: Message, mask: Tensor | None, generator: torch.Generator
@@ -297,6 +299,7 @@ class Marker:
             generator=generator,
             size=self.size,
             mask=mask,
+            on_forecast=partial(warn_weak, self.node),
             on_state=lambda state: self.progress.advance(state.image, start + steps * state.iteration // state.total),
         )
         self.progress.advance(marked.image[None], start + steps)
@@ -317,12 +320,13 @@ def marked_card(marked: Marked, message: Message, found: Verdict, *lines: str) -
     """The card of a marked image: what it says, whether that was read back, and how visible it is."""
     readable = found.reading.carries(message)
     return {
-        "state": "found" if readable else "warning",
+        "state": "found" if readable and marked.robustness is None else "warning",
         "title": message.value if message.kind == "text" else f"{message.kind} {message.value}",
         "lines": [
             f"Read back: {certainty(found.reading.log10_p, True)}."
             if readable
             else f"It cannot be read back; {REMEDY}.",
+            *([] if marked.robustness is None else [f"Weak: {marked.robustness}; {REMEDY}."]),
             f"Quality {marked.judgement.quality:.0f} of 100 (SSIMULACRA2), PSNR {marked.psnr:.1f} dB.",
             *lines,
         ],
@@ -354,6 +358,7 @@ def report(marked: Marked, message: Message, found: Verdict) -> str:
         "seconds": round(marked.seconds, 1),
         "detected": found.reading.detected,
         "readable": found.reading.carries(message),
+        "bits_after_attacks": None if marked.robustness is None else round(marked.robustness.bits, 3),
         "log10_p": round(found.reading.log10_p, 2),
         "bit_accuracy": round(found.match.bit_accuracy, 4) if found.match else None,
     }

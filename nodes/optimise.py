@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..onrw_core.payload.message import Message, bit_string
 from ..onrw_core.stages.constrained_denoising import perturbed
 from ..onrw_core.stages.inversion import Inversion
 from ..onrw_core.stages.noise_optimisation import Objective, Settings, State, Watermark, optimise
+from ..onrw_core.stages.robustness import OnForecast, tell_if_weak
 from ..onrw_core.strict_json import to_json
 from . import images
 from .adapter import Progress, check_model, ordinary_tensors, prepared, run, to_latent
@@ -34,7 +36,7 @@ from .inputs import (
 from .keys import reader_of
 from .schemas import schema
 from .sockets import STAGES, InversionType, MessageType, ReadableWatermark, Reader, WatermarkType, per_image
-from .warning import warn_unreadable
+from .warning import warn_unreadable, warn_weak
 
 __all__ = ["OptimizeNoiseNode"]
 
@@ -113,6 +115,7 @@ class OptimizeNoiseNode(io.ComfyNode):
                 images.mask_of(mask, index, image),
                 generator_for(seed, index),
                 progress,
+                partial(warn_weak, cls),
             )
             watermarks.append(watermark)
             if not watermark.readable(marked):
@@ -136,6 +139,7 @@ def _optimise(
     mask: Tensor | None,
     generator: torch.Generator,
     progress: Progress,
+    on_forecast: OnForecast,
 ) -> tuple[ReadableWatermark, Tensor, Tensor]:
     """The watermark, the marked noise, and the marked image of the last iteration (1, 3, h, w), at working size."""
     settings = preset.with_(
@@ -166,6 +170,7 @@ def _optimise(
             settings,
             mask=None if mask is None else part.cut(_at(mask, original)),
         )
+        tell_if_weak(objective.composer, objective.extractor, message.bits, on_forecast)
         states = optimise(objective, generator=generator)
         watermark = progress.result_of(states, settings.iterations, shown)
         noise = perturbed(here, watermark.delta)

@@ -128,7 +128,7 @@ class SaveImageNode(MarkingNode):
         settings = marking_settings(preset, reader.extractor, strength=strength, quality=quality)
         settings = labelled(settings, public_label)
         originals, metadata = from_comfy(images, min_side=MIN_SIDE), _metadata(cls, format)
-        marker = Marker(models, reader, settings, size, Progress(len(originals) * settings.iterations))
+        marker = Marker(models, reader, settings, size, Progress(len(originals) * settings.iterations), cls)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), images.shape[2], images.shape[1]
         )

@@ -7,7 +7,9 @@ import sys
 
 from comfy_api.latest import io
 
-__all__ = ["ALREADY_MARKED", "warn", "warn_already_marked", "warn_unreadable"]
+from ..onrw_core.stages.robustness import Robustness
+
+__all__ = ["ALREADY_MARKED", "warn", "warn_already_marked", "warn_unreadable", "warn_weak"]
 
 ALREADY_MARKED = "Marked already with this key"
 
@@ -58,6 +60,16 @@ def warn_already_marked(node: type[io.ComfyNode], unchanged: list[int], count: i
     if unchanged:
         remedy = "connect the original, or another Watermark Key, to mark it"
         warn(node, f"{_named(unchanged, count)}: {ALREADY_MARKED.lower()}, left unchanged; {remedy}", on_node=False)
+
+
+def warn_weak(node: type[io.ComfyNode], found: Robustness) -> None:
+    """Warn, before the work, that an image has little room for a watermark at the requested quality.
+
+    Args:
+        node: See `warn`.
+        found: The forecast.
+    """
+    warn(node, f"little room for a watermark; in a trial {found}")
 
 
 def _named(numbers: list[int], count: int) -> str:

@@ -26,12 +26,13 @@ from .extractors.base import WORKING_SIZE, Extractor
 from .imaging.geometry import size_of
 from .imaging.metrics import ssim
 from .imaging.pixels import MIN_SIDE, as_mask, as_rgb
-from .stages.composition import Composition, compose
+from .stages.composition import Composer, Composition, compose
 from .stages.constrained_denoising import Constraint, OriginalBranch, marked_branch, original_branch
 from .stages.inversion import InversionState, invert
 from .stages.noise_optimisation import Objective, Settings, State, Watermark, combined_mask, optimise
 from .stages.progress import result_of
 from .stages.quality import Judgement
+from .stages.robustness import OnForecast, Robustness, robustness, tell_if_weak
 from .stages.sparing import spared
 from .stages.working_image import blend, padded, windows, working_image
 
@@ -55,6 +56,7 @@ class Marked:
             frames of a clip.
         residual: The change of the working image before composition, (1, 3, h, w).
         extractor: The extractor with the image's place in the pattern.
+        robustness: Where the forecast was weak.
     """
 
     image: Tensor
@@ -68,6 +70,7 @@ class Marked:
     watermarks: tuple[Watermark, ...]
     residual: Tensor
     extractor: Extractor
+    robustness: Robustness | None = None
 
 
 def embed(
@@ -83,6 +86,7 @@ def embed(
     generator: torch.Generator,
     size: int = WORKING_SIZE,
     mask: Tensor | None = None,
+    on_forecast: OnForecast | None = None,
     on_inversion: Callable[[InversionState], None] | None = None,
     on_state: Callable[[State], None] | None = None,
 ) -> Marked:
@@ -100,6 +104,7 @@ def embed(
         generator: Source of all random draws.
         size: The working size: the shorter side at which the image is optimised, in pixels.
         mask: (1, 1, H, W) in [0, 1]: area of the watermark.
+        on_forecast: Called before the work with the forecast of the robustness, if it is weak, see `tell_if_weak`.
         on_inversion: Called with each `InversionState`, for progress.
         on_state: Called with each `State`, for progress and previews; iterations are counted over all windows.
 
@@ -119,6 +124,11 @@ def embed(
     parts = [part for part in windows(*whole) if area is None or part.cut(area).any()]
 
     extractor = extractor.for_image(working, settings.label, settings.again)
+    weak = False
+    if on_forecast is not None:
+        part = parts[0]
+        composer = Composer(part.cut(working), settings.composing, mask=None if area is None else part.cut(area))
+        weak = tell_if_weak(composer, extractor.for_window(part.top, part.left), bits, on_forecast)
     watermarks, results = [], []
     for index, part in enumerate(parts):
         # 1. Inversion
@@ -169,6 +179,9 @@ def embed(
         composition = spared(composed, settings.quality, extractor, bits, mix, generator, size)
     else:
         composition = composed(settings.quality)
+    held = None
+    if weak:
+        held = robustness(working_image(composition.image[0], size), extractor, bits)
     return Marked(
         image=composition.image[0],
         bits=bits,
@@ -181,6 +194,7 @@ def embed(
         watermarks=tuple(watermarks),
         residual=decoded - decoded_original,
         extractor=extractor,
+        robustness=held,
     )
 
 

@@ -341,6 +341,8 @@ def _show(arguments: argparse.Namespace, place: str, job: Job, result: Result, t
         log.warning(
             "%s: its watermark is weak: %d of %d bits had to be corrected; %s", output, result.wrong, len(bits), REMEDY
         )
+    elif result.robustness is not None:
+        log.warning("%s: its watermark is weak: %s; %s", output, result.robustness, REMEDY)
     if arguments.json:
         json_line(
             to=to,
@@ -356,6 +358,7 @@ def _show(arguments: argparse.Namespace, place: str, job: Job, result: Result, t
             seconds=round(result.seconds, 2),
             detected=result.found,
             readable=result.readable,
+            bits_after_attacks=None if result.robustness is None else round(result.robustness.bits, 3),
             log10_p=round(result.log10_p, 2),
         )
         return

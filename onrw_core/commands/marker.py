@@ -8,6 +8,7 @@ order photos are marked.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +29,13 @@ from ..payload.message import Message
 from ..payload.registry import perceptual_hash
 from ..stages.noise_optimisation import Settings
 from ..stages.quality import Judgement
+from ..stages.robustness import Robustness
 from .common import Progress
 from .journal import Job
 
 __all__ = ["Marker", "Mask", "Photo", "Result", "Source", "load_mask"]
+
+log = logging.getLogger(__name__)
 
 ASPECT_TOLERANCE = 0.02  # between a mask and its photo
 
@@ -91,6 +95,7 @@ class Result:
         readable: Whether the message was read back from it.
         log10_p: log10 of the p-value of that reading.
         wrong: Number of wrong bits; None where no watermark of that length was detected.
+        robustness: See `pipeline.Marked`.
         perceptual_hash: See `registry.perceptual_hash`.
         thumbnail: Text of the `Thumbnail` of the marked image; "" where the watermark cannot be read.
     """
@@ -108,6 +113,7 @@ class Result:
     readable: bool
     log10_p: float
     wrong: int | None
+    robustness: Robustness | None
     perceptual_hash: str
     thumbnail: str
 
@@ -159,7 +165,8 @@ class Marker:
     def optimise(self, photo: Photo, progress: Progress | None = None) -> Photo:
         """Embed the watermark."""
         image = photo.image.rgb.to(self.loaded.device)
-        marked = self._embed(image, photo.extractor, photo.message, photo.mask, self._generator(), progress)
+        source = photo.job[0]
+        marked = self._embed(source, image, photo.extractor, photo.message, photo.mask, self._generator(), progress)
         return replace(photo, marked=marked)
 
     def mark_clip(
@@ -172,7 +179,7 @@ class Marker:
             return
         extractor, generator = self.extractor.for_bits(len(message.bits)), self._generator()
         mask = None if self.mask is None else _fit(self.mask, first, source)
-        marked = self._embed(first, extractor, message, mask, generator, progress)
+        marked = self._embed(source, first, extractor, message, mask, generator, progress)
         yield marked
         model, autoencoder = self.loaded.model, self.loaded.autoencoder
         clip = Clip(first, marked, model, autoencoder, generator=generator, size=self.size, mask=mask)
@@ -181,6 +188,7 @@ class Marker:
 
     def _embed(
         self,
+        source: Path,
         image: Tensor,
         extractor: Extractor,
         message: Message,
@@ -200,6 +208,7 @@ class Marker:
             generator=generator,
             size=self.size,
             mask=mask,
+            on_forecast=lambda found: log.warning("%s: little room for a watermark; in a trial %s", source, found),
             on_inversion=None if progress is None else progress.inversion,
             on_state=None if progress is None else progress.optimisation,
         )
@@ -233,6 +242,7 @@ class Marker:
             readable,
             reading.log10_p if reading.detected or match is None else match.log10_p,
             wrong,
+            marked.robustness,
             perceptual_hash(written),
             str(reading.thumbnail(written) or ""),
         )

@@ -21,7 +21,7 @@ from ..diffusion.model import Autoencoder
 from ..extractors.base import Extractor
 from .composition import Composer
 
-__all__ = ["INITIAL_RMS", "STEPS", "warm_start"]
+__all__ = ["INITIAL_RMS", "STEPS", "on_image", "warm_start"]
 
 # Root mean square of a random start: composition scales the residual, so it must not be zero.
 INITIAL_RMS = 1e-3
@@ -59,6 +59,35 @@ def warm_start(
     Returns:
         (1, C, h, w) of root mean square `STRENGTH`, in the latent's unit-variance scale.
     """
+    residual = on_image(decoded, composer, extractor, bits, mix, generator, steps)
+    height, width = residual.shape[-2:]
+    below = decoded[..., :height, :width]
+    with torch.no_grad():
+        change = AMPLIFIED * (composer(below + residual, below) - composer.original)
+        change = F.pad(change, (0, decoded.shape[-1] - width, 0, decoded.shape[-2] - height))
+        delta = autoencoder.encode(decoded + change) - autoencoder.encode(decoded)
+        return delta * (STRENGTH / delta.square().mean().sqrt().clamp(min=TINY))
+
+
+def on_image(
+    decoded: Tensor,
+    composer: Composer,
+    extractor: Extractor,
+    bits: Tensor,
+    mix: TrainingMix,
+    generator: torch.Generator,
+    steps: int = STEPS,
+) -> Tensor:
+    """Optimise a residual on the image, without a model.
+
+    Args:
+        decoded: What the residual is added to, (1, 3, H, W); the working image is its upper left part.
+
+    The other arguments are those of `warm_start`.
+
+    Returns:
+        (1, 1 or 3, h, w), of the size of the working image, any scale.
+    """
     height, width = composer.original.shape[-2:]
     below = decoded[..., :height, :width]
     colours = 1 if composer.options.luma_only else decoded.shape[1]
@@ -72,8 +101,4 @@ def warm_start(
         (gradient,) = torch.autograd.grad(torch.stack(losses).mean(), residual)
         with torch.no_grad():
             residual -= STEP * gradient / gradient.square().mean().sqrt().clamp(min=TINY)
-    with torch.no_grad():
-        change = AMPLIFIED * (composer(below + residual, below) - composer.original)
-        change = F.pad(change, (0, decoded.shape[-1] - width, 0, decoded.shape[-2] - height))
-        delta = autoencoder.encode(decoded + change) - autoencoder.encode(decoded)
-        return delta * (STRENGTH / delta.square().mean().sqrt().clamp(min=TINY))
+    return residual.detach()

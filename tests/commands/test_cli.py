@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from onrw_core import models, pipeline
 from onrw_core.attacks import MIXES
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 SIDE = 128
 EMBED = pipeline.embed
 EMBED_FIELDS = ["input", "output", "bits", "ssimulacra2", "ssimulacra2_decoded", "worst", "psnr", "ssim", "iterations"]
-EMBED_FIELDS += ["seconds", "detected", "readable", "log10_p"]
+EMBED_FIELDS += ["seconds", "detected", "readable", "bits_after_attacks", "log10_p"]
 EXTRACT_FIELDS = ["input", "detected", "log10_p", "bits", "text", "id", "geometry", "seconds"]
 
 
@@ -56,7 +56,13 @@ def pixel_embed(image, model, autoencoder, extractor, bits, *, settings, mask, o
         optimiser.step()
         on_state(SimpleNamespace(iteration=iteration, total=16, bit_accuracy=1.0, psnr=40.0))
     return SimpleNamespace(
-        image=marked.detach(), judgement=Judgement(90.0, 2.0, 0.8), psnr=40.0, ssim=0.99, iterations=8, seconds=0.5
+        image=marked.detach(),
+        judgement=Judgement(90.0, 2.0, 0.8),
+        psnr=40.0,
+        ssim=0.99,
+        iterations=8,
+        seconds=0.5,
+        robustness=None,
     )
 
 
@@ -213,6 +219,22 @@ def test_embed_with_the_embedded_model(onrw, monkeypatch):
     assert fields["ssimulacra2"] == pytest.approx(found.quality, abs=0.01) and found.quality >= 90
     bounds = limits(90)
     assert 0.97 < max((100 - found.quality) / 10, found.worst / bounds.worst, found.norm / bounds.norm) <= 1
+
+
+def test_an_image_with_little_room_is_named_before_and_after_the_work(onrw, monkeypatch, caplog):
+    image = Image.new("L", (SIDE, SIDE), 255)
+    ImageDraw.Draw(image).line([(5, 5), (120, 90), (20, 110)], fill=0, width=2)
+    image.save("lines.png")
+    monkeypatch.setattr(pipeline, "embed", EMBED)
+    monkeypatch.setattr(embed, "load_model", models.load_model)
+    words = ["--preset", "quick", "--iterations", "6", "--size", SIDE, "--id", "beef", "--json"]
+    code, out, _ = onrw("embed", "lines.png", "-o", "marked.png", "--key", "my.key", *words)
+    before, after = (record.getMessage() for record in caplog.records)
+    assert "lines.png: little room for a watermark; in a trial" in before and "% of the bits" in before
+    fields = json.loads(out)
+    assert "marked.png" in after and code == (0 if fields["readable"] else 3)
+    assert ("weak" if fields["readable"] else "cannot be read") in after
+    assert 0.3 < fields["bits_after_attacks"] < 0.95
 
 
 def test_jpeg_output_is_read_back_from_the_file(onrw):

@@ -45,7 +45,13 @@ class Work:
         marked[0, 0, : len(bits)] = 0.0 if self.done in self.weak else bits.float()
         self.done += 1
         return SimpleNamespace(
-            image=marked, judgement=Judgement(90.0, 2.0, 0.8), psnr=40.0, ssim=0.99, iterations=1, seconds=0.1
+            image=marked,
+            judgement=Judgement(90.0, 2.0, 0.8),
+            psnr=40.0,
+            ssim=0.99,
+            iterations=1,
+            seconds=0.1,
+            robustness=None,
         )
 
 

@@ -34,7 +34,13 @@ def long(monkeypatch):
             optimiser.step()
         marked = (image + delta.detach()).clamp(0, 1)
         return SimpleNamespace(
-            image=marked, judgement=Judgement(90.0, 2.0, 0.8), psnr=40.0, ssim=0.99, iterations=40, seconds=0.5
+            image=marked,
+            judgement=Judgement(90.0, 2.0, 0.8),
+            psnr=40.0,
+            ssim=0.99,
+            iterations=40,
+            seconds=0.5,
+            robustness=None,
         )
 
     monkeypatch.setattr(pipeline, "embed", mark)
