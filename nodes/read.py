@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from .sockets import CATEGORY, MessageType, Reader, per_image
 __all__ = ["ReadNode"]
 
 TARGET_FPR = 1e-6
+STEPS = 100  # of the progress bar for an image
 
 
 class ReadNode(KeyUser):
@@ -69,6 +71,14 @@ class ReadNode(KeyUser):
                     tooltip="False-positive rate: the share of unmarked images that may be reported as marked.",
                 ),
                 frames(),
+                advanced(
+                    io.Boolean.Input,
+                    "deep",
+                    default=False,
+                    optional=True,
+                    tooltip="If nothing is found, search rotations of +-10 degrees and scales of .7 to 1.4 by the key "
+                    "alone, for images whose public layer is gone; takes minutes.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -103,6 +113,7 @@ class ReadNode(KeyUser):
         image: Tensor,
         target_fpr: float,
         frames: str = SEPARATE,
+        deep: bool = False,
         original: Tensor | None = None,
         key: Key | None = None,
         message: tuple[Message, ...] | None = None,
@@ -112,12 +123,13 @@ class ReadNode(KeyUser):
         received = images.from_comfy(image, min_side=MIN_SIDE)
         before = None if original is None else images.from_comfy(original, "original")
         clips = [received] if frames == ONE_CLIP else [each[None] for each in received]
-        progress = Progress(len(clips))
+        progress = Progress(STEPS * len(clips))
         results, straight, cards = [], [], []
         for index, clip in enumerate(clips):
             expected = None if message is None else per_image(message, index, len(clips), "message")
             each = clip[0]
-            found = read(reader, each if len(clip) == 1 else spread(clip), expected, target_fpr)
+            searching = partial(_search, progress, STEPS * index) if deep else None
+            found = read(reader, each if len(clip) == 1 else spread(clip), expected, target_fpr, searching)
             results.append(found)
             straight += [rectified(frame, found.reading) for frame in clip]
             lines = (*_matched(found), label_line(detect(each)), *_registered(found.reading, each))
@@ -126,7 +138,7 @@ class ReadNode(KeyUser):
                 other = before[:1] if len(clip) > 1 else per_image(before.split(1), index, len(clips), "original")
                 card = with_views(card, *_comparable(other, each[None], straight[-len(clip)]))
             cards.append(card)
-            progress.advance()
+            progress.advance(to=STEPS * (index + 1))
         text = "\n".join(found.text() for found in results)
         return io.NodeOutput(
             text,
@@ -138,6 +150,11 @@ class ReadNode(KeyUser):
             images.to_comfy(_padded(straight)),
             ui=shown(cards, text=(text,)),
         )
+
+
+def _search(progress: Progress, before: int, done: float) -> None:
+    """Advance by the done share of a deep search."""
+    progress.advance(to=before + round(STEPS * done))
 
 
 def _matched(found: Verdict) -> tuple[str, ...]:

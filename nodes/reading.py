@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +59,13 @@ class Verdict:
         return f"a watermark of this key without a message ({p_value(reading.log10_p)})"
 
 
-def read(reader: Reader, image: Tensor, expected: Message | None = None, fpr: float = 1e-6) -> Verdict:
+def read(
+    reader: Reader,
+    image: Tensor,
+    expected: Message | None = None,
+    fpr: float = 1e-6,
+    deep: Callable[[float], None] | None = None,
+) -> Verdict:
     """Read one image, or one clip.
 
     Args:
@@ -66,11 +73,12 @@ def read(reader: Reader, image: Tensor, expected: Message | None = None, fpr: fl
         image: (3, H, W) in [0, 1]; or the frames of a clip, (F, 3, H, W).
         expected: The message to compare with.
         fpr: False-positive rate of presence, and of the match.
+        deep: Search rotations and scales by the key alone as well, last, and call this with the done share.
     """
     limit, extractor = log10_rate(fpr), reader.extractor
     if expected is not None and len(expected.bits) in extractor.sizes:
         extractor = extractor.for_bits(len(expected.bits))
-    reading = extractor.read(image, reader.key, fpr=fpr)
+    reading = extractor.read(image, reader.key, fpr=fpr, deep=deep is not None, progress=deep)
     match = None if expected is None else reading.match(expected.bits) or OTHER_SIZE
     return Verdict(reading, match, match is not None and match.log10_p <= limit)
 

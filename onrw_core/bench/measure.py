@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..attacks import attack, parse, suite
+from ..extractors.keyed.pilot_search import detect
 from ..mini import Mini
 from ..payload.keys import Key
 from .cache import Cache, generator_for
@@ -17,7 +18,7 @@ from .marking import marked
 from .photos import Photo
 from .regeneration import PURIFY_SIGMAS, regenerations
 from .report import PLAIN, progress
-from .statistics import judge
+from .statistics import PUBLIC, judge
 from .systems import Onrw, System
 
 __all__ = ["Measured", "attacks_of", "measure", "tell"]
@@ -81,6 +82,7 @@ def measure(
     key: Key,
     seed: int,
     extra: Sequence[Photo] = (),
+    public: bool = False,
 ) -> Measured:
     """Mark every photo with every system, and read it after every attack.
 
@@ -92,6 +94,7 @@ def measure(
         key: Of the messages.
         seed: Of the benchmark.
         extra: Photos that this library alone marks, at their own size.
+        public: Read the public layer of this library's marks as well.
 
     Returns:
         Records of the marked photos and of the readings, each by name of system.
@@ -101,7 +104,7 @@ def measure(
     work = [(photo, s) for photo in photos for s in systems]
     work += [(photo, replace(s, size=None)) for photo in extra for s in systems if isinstance(s, Onrw)]
     for number, (photo, s) in enumerate(work, 1):
-        note, taken = _measure(s, caches[s.name], photo, attacks, key, seed)
+        note, taken = _measure(s, caches[s.name], photo, attacks, key, seed, public and isinstance(s, Onrw))
         marks[s.name].append(note)
         readings[s.name] += taken
         tell(progress(f"{number}/{len(work)}", s, photo, note, taken))
@@ -109,7 +112,7 @@ def measure(
 
 
 def _measure(
-    system: System, cache: Cache, photo: Photo, attacks: Attacks, key: Key, seed: int
+    system: System, cache: Cache, photo: Photo, attacks: Attacks, key: Key, seed: int, public: bool
 ) -> tuple[Record, list[Record]]:
     """Mark one photo and read it after every attack, as far as the cache does not have it."""
     image, note = marked(system, cache, photo, key, seed)
@@ -118,17 +121,21 @@ def _measure(
     for suite_name, label, action in attacks(photo.name):
         text = f"{suite_name}: {action}"
         record = cache.reading(note["mark"], text)
-        if record is None:
-            attacked = action(image[None], generator_for(seed, photo.name, text))
-            outcome = system.read(attacked.images[0], tuple(photo.image.shape[-2:]))
-            record = {
-                "photo": photo.name,
-                "mark": note["mark"],
-                "attack": text,
-                "suite": suite_name,
-                "label": label,
-            }
-            record |= judge(outcome, expected, key, note["id"])
+        if record is None or (public and PUBLIC not in record):
+            attacked = action(image[None], generator_for(seed, photo.name, text)).images
+            if record is None:
+                outcome = system.read(attacked[0], tuple(photo.image.shape[-2:]))
+                record = {
+                    "photo": photo.name,
+                    "mark": note["mark"],
+                    "attack": text,
+                    "suite": suite_name,
+                    "label": label,
+                }
+                record |= judge(outcome, expected, key, note["id"])
+            if public:
+                found = detect(attacked)
+                record[PUBLIC] = {"found": found.found, "label": found.label, "log10_p": round(found.log10_p, 2)}
             cache.keep_reading(record)
         records.append(record)
     return note, records

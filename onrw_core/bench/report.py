@@ -9,7 +9,7 @@ from typing import Any
 from .. import __version__
 from .photos import Photo
 from .regeneration import PURIFY, lost_at
-from .statistics import FPRS, bootstrap, by_photo, present, summary, worst
+from .statistics import FPRS, bootstrap, by_photo, present, public_summary, summary, worst
 from .systems import AtQuality, Onrw, System
 
 __all__ = ["PLAIN", "against", "progress", "purification_curve", "robustness_report", "tables"]
@@ -50,6 +50,7 @@ def robustness_report(
                 "ssim_lowest": min(n["ssim"] for n in notes),
                 "attacks": {label: summary(r for r in own if r["label"] == label) for label in labels},
                 "suites": _by_suite(own),
+                "public": _public(s, own),
                 "purification": purification_curve(own),
                 "worst_photos": worst(attacked),
                 "photos": notes,
@@ -66,6 +67,16 @@ def robustness_report(
         "systems": rows,
         "against": against(systems, rows, readings),
     }
+
+
+def _public(system: System, records: list[Record]) -> Record:
+    """Suite -> what the public layer of this library's marks said, where it was read."""
+    if not isinstance(system, Onrw):
+        return {}
+    label = system.settings_.label
+    suites = dict.fromkeys(r["suite"] for r in records)
+    found = {name: public_summary((r for r in records if r["suite"] == name), label) for name in suites}
+    return {name: figures for name, figures in found.items() if figures is not None}
 
 
 def purification_curve(records: Iterable[Record]) -> Record | None:
@@ -174,6 +185,11 @@ def tables(report: Record) -> str:
         ]
         lines += [_row(label, figures) for label, figures in s["attacks"].items()]
         lines += [_row(f"mean of {name}", f) for name, f in s["suites"].items() if name != PLAIN]
+        lines += [
+            f"public layer, {name}: label right {100 * f['right']:.1f} %, message without label "
+            f"{100 * f['without']:.1f} %, wrong label {f['wrong']}, of {f['n']} readings"
+            for name, f in s["public"].items()
+        ]
         for large in s["large"]:
             mark = large["mark"]
             lines.append(f"{large['photo']}: {_visibility(mark)}, SSIM {mark['ssim']:.4f}, {mark['seconds']:.1f} s")

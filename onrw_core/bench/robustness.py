@@ -85,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--attacks", type=int, help="attacks an iteration, instead of the preset's")
     add("--mix", choices=tuple(MIXES), help="attack mix of the optimisation, instead of the preset's")
     add("--purify", type=float, nargs="+", metavar="SIGMA", help="strengths of the purification in regeneration")
+    add("--public", action="store_true", help="read the public layer and its label as well")
     add("--mosaic", action="store_true", help="also mark one large image, a mosaic of the photos, at its own size")
     add("--seed", type=int, default=0)
     add_device(parser)
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     caches |= {s.name: Cache(args.out, s, args.seed, args.reread) for s in systems if s.name not in caches}
     extra = [mosaic(photos)] if args.mosaic else []
     attacks = attacks_of(args.suite, args.seed, mini, args.device, args.purify, args.attack)
-    marks, readings = measure(systems, caches, photos, attacks, key, args.seed, extra)
+    marks, readings = measure(systems, caches, photos, attacks, key, args.seed, extra, args.public)
     report = robustness_report(systems, marks, readings, [p.name for p in extra])
     report |= {"size": args.size, "seed": args.seed}
     report["seconds"] = round(time.perf_counter() - start, 1)

@@ -14,11 +14,24 @@ from ..payload.keys import Key
 from ..payload.message import SIZES, decode
 from .systems import Outcome
 
-__all__ = ["FPRS", "bootstrap", "by_photo", "interval", "judge", "positive", "present", "summary", "worst"]
+__all__ = [
+    "FPRS",
+    "PUBLIC",
+    "bootstrap",
+    "by_photo",
+    "interval",
+    "judge",
+    "positive",
+    "present",
+    "public_summary",
+    "summary",
+    "worst",
+]
 
 FPRS = (1e-3, 1e-6)
 NORMAL_95 = 1.96
 DRAWS = 4000  # of the bootstrap
+PUBLIC = "public"  # key of what the public layer says in the record of a reading
 
 Record = dict[str, Any]
 
@@ -80,6 +93,30 @@ def summary(records: Iterable[Record]) -> Record:
     for fpr in FPRS:
         figures[f"tpr_{fpr:g}"] = fmean(positive(r, fpr) for r in records)
     return figures
+
+
+def public_summary(records: Iterable[Record], label: str | None) -> Record | None:
+    """What the public layer said in some readings; None if it was not read.
+
+    Args:
+        records: Of the readings, at the strictest rate of `FPRS`.
+        label: The label of the marks.
+
+    Returns:
+        n; shares in [0, 1]: found (with or without a label), right (found, with the right label), without (the secret
+        message was read, and no label); wrong: number of other labels.
+    """
+    records = [r for r in records if PUBLIC in r]
+    if not records:
+        return None
+    said = [(r, r[PUBLIC]["label"] if r[PUBLIC]["found"] else None) for r in records]
+    return {
+        "n": len(records),
+        "found": fmean(r[PUBLIC]["found"] for r in records),
+        "right": fmean(heard == label for _, heard in said),
+        "without": fmean(positive(r, min(FPRS)) and heard is None for r, heard in said),
+        "wrong": sum(heard not in (None, label) for _, heard in said),
+    }
 
 
 def present(record: Record, fpr: float) -> bool:

@@ -210,6 +210,10 @@ class Progress:
         self.bar.set_postfix(bits=f"{state.bit_accuracy:.1%}", psnr=f"{state.psnr:.1f}", refresh=False)
         self._to(self.label, state.iteration, state.total)
 
+    def deep_search(self, done: float) -> None:
+        """Show the done share of the deep search."""
+        self._to(f"{self.label}: deep search", round(100 * done), 100)
+
     def frame(self, number: int) -> None:
         """Show the number of marked frames of a video, whose total is not known."""
         self.bar.set_postfix(refresh=False)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_fpr, add_key, add_verbose, number, p_value, run_batch
+from .common import Progress, add_fpr, add_key, add_verbose, number, p_value, run_batch
 from .decoders import add_extractor, load_reader, reader_key
 from .expected import add_expected, expected_bits, fields, sentence
 from .folders import expand
@@ -78,7 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     def read(file: Path) -> tuple[Reading, Tensor | None]:
         image = sample(file, arguments.frames) if is_video(file) else images.load(file).rgb
-        reading = extractor.read(image, key, search=not arguments.plain, fpr=arguments.fpr, deep=arguments.deep)
+        options = {"search": not arguments.plain, "fpr": arguments.fpr}
+        if arguments.deep:
+            with Progress(file.name) as progress:
+                reading = extractor.read(image, key, deep=True, progress=progress.deep_search, **options)
+        else:
+            reading = extractor.read(image, key, **options)
         if registry is None:
             return reading, None  # large, and only the registry needs it again
         return reading, image if image.ndim == 3 else image[0]

@@ -174,6 +174,38 @@ def test_attacks_of_ones_own_choice(folder, strip):
         robustness.run(arguments(folder, "--attack", "jpg=30"))
 
 
+def test_the_public_layer_is_read_beside_the_message_and_added_to_cached_readings(folder, mini, capsys):
+    levels = np.random.default_rng(0).integers(60, 200, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(levels).resize((288, 256), Image.Resampling.BICUBIC).save(folder / "a.png")
+    (folder / "b.png").unlink()
+    words = [
+        "--suite",
+        "--attack",
+        "jpeg=90",
+        "--preset",
+        "quick",
+        "--iterations",
+        "4",
+        "--quality",
+        "70",
+        "--size",
+        "256",
+    ]
+    args = [arguments(folder, *words, *more) for more in ((), ("--public",))]
+    for each in args:
+        each.no_onrw, each.peers, each.device = False, False, "cpu"
+        robustness.run(each)
+        (row,) = report_of(folder)["systems"]
+        if each.public:
+            assert row["public"]["none"] == {"n": 1, "found": 1.0, "right": 1.0, "without": 0.0, "wrong": 0}
+            assert list(row["public"]) == ["none", "chosen"] and "label right 100.0 %" in capsys.readouterr().out
+        else:
+            assert row["public"] == {} and "public layer" not in capsys.readouterr().out
+    (log,) = (folder / "out").glob("onrw-*/readings.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == 4 and [line["seconds"] for line in lines[:2]] == [line["seconds"] for line in lines[2:]]
+
+
 def test_resumes_and_gives_the_same(folder, strip):
     robustness.run(arguments(folder))
     first = report_of(folder)["systems"]

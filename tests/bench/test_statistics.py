@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onrw_core.bench.report import against, purification_curve
-from onrw_core.bench.statistics import bootstrap, by_photo, present, summary
+from onrw_core.bench.statistics import bootstrap, by_photo, present, public_summary, summary
 from onrw_core.bench.systems import AtQuality, Onrw, System
 from onrw_core.stages.noise_optimisation import PRESETS
 
@@ -105,3 +105,13 @@ def test_peers_at_a_quality_are_compared_with_ours_of_that_quality():
     assert (
         pair["lowest"] == {"attack": "crop", "margin": pytest.approx(0)} and pair["short"] == []
     )  # within its interval
+
+
+def test_what_the_public_layer_said():
+    def record(found, label, presence=-9.0):
+        return reading("a", "x", 1, presence) | {"public": {"found": found, "label": label, "log10_p": -8.0}}
+
+    assert public_summary([reading("a", "x", 1)], "none") is None
+    records = [record(True, "none"), record(True, "digitalCapture"), record(True, None), record(False, None, -1.0)]
+    figures = public_summary([*records, reading("a", "x", 1)], "none")
+    assert figures == {"n": 4, "found": 0.75, "right": 0.25, "without": 0.25, "wrong": 1}

@@ -108,7 +108,8 @@ def embed(source: str, text: str = "Ann 5", height: int = VIEWS, **others: str) 
 def read(
     source: str, name: str = "read", title: str | None = None, height: int = CARD, width: int = 340, **others: str
 ) -> Node:
-    return Node(name, "ONRW_Read", {"image": source, "target_fpr": 1e-6, **ONE_BY_ONE, **others}, title, height, width)
+    inputs = {"image": source, "target_fpr": 1e-6, **ONE_BY_ONE, "deep": False, **others}
+    return Node(name, "ONRW_Read", inputs, title, height, width)
 
 
 def generation(checkpoint: str, size: int, steps: int, cfg: float, latent: str = "EmptyLatentImage") -> list[Group]:
