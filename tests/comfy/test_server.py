@@ -471,7 +471,9 @@ def test_a_mark_that_cannot_be_read_is_shown_on_the_node(server, tools):
     logged = len(server.log)
     (card,) = finished(server, tools, prompt)[EMBED]["onrw"]
     assert card["state"] == "warning" and card["lines"][0] == f"It cannot be read back; {REMEDY}."
+    assert card["lines"][1].startswith("Weak: ") and "% of the bits" in card["lines"][1]
     assert server.log[logged:].count(f"{EMBED}: the watermark cannot be read") == 1
+    assert server.log[logged:].count(f"{EMBED}: little room for a watermark; in a trial") == 1
 
 
 def node_errors(answer):
