@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import json
 import os
 import signal
@@ -84,6 +85,11 @@ class Remote:
         return self.printed.read_text(errors="replace")
 
     def close(self) -> None:
+        """End the inner pytest as by Ctrl-C, so that it stops its servers; tests may be left, after -x."""
+        if os.name == "posix":
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(60)
         self.process.terminate()
         self.process.wait()
         self.folder.cleanup()
