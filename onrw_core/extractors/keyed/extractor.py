@@ -204,7 +204,8 @@ class KeyedExtractor(Extractor):
             geometry: See `logits`.
         """
         rectified = self._rectified(images, geometry)
-        count = rectified.y[0].numel() if rectified.weight is None else rectified.weight.sum((1, 2, 3))[:, None]
+        weight = rectified.weight
+        count = rectified.y[0].numel() if weight is None else weight.sum((1, 2, 3))[:, None].clamp(min=1)  # flat: 0
         halves = half_tiles(rectified)
         scale = TILE**2 / count
         signs = bits.to(images) * 2 - 1

@@ -110,6 +110,15 @@ def test_loss_falls_along_its_gradient(extractor):
     assert float(extractor.loss(step, message(48))) < float(loss) - 0.05
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_an_image_of_one_colour_has_a_finite_loss(extractor, value):
+    """As of a black frame, or of white paper whose mark an attack has clamped away."""
+    image = torch.full((1, 3, SIZE, SIZE), value, requires_grad=True)
+    loss, logits = extractor.loss_and_logits(image, message(48))
+    (gradient,) = torch.autograd.grad(loss.sum(), image)
+    assert torch.isfinite(loss).all() and torch.isfinite(logits).all() and torch.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize("num_bits", BIT_COUNTS)
 def test_reads_any_number_of_bits(num_bits):
     extractor = KeyedExtractor(Secret(b"n"), num_bits)
