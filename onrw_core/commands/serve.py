@@ -17,6 +17,7 @@ import argparse
 import hmac
 import logging
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -36,6 +37,7 @@ MAX_BYTES = 64_000_000
 MAX_PIXELS = 40_000_000
 PATIENCE = 30  # seconds without a byte from the browser
 LONGEST_NAME = 255
+LONGEST_NUMBER = 18  # digits; Python refuses to read numbers of more than 4300
 KIND = "application/octet-stream"  # of an image; no HTML form sends it
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
@@ -84,7 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--port {arguments.port}: {error.strerror or error}; choose another, or 0") from None
     with server:
         say(f"{server.url} (Ctrl-C ends it)")
-        server.serve_forever()
+        try:
+            server.serve_forever()
+        finally:
+            server.reading.acquire()  # waits for the image that is read: Python must not end while torch computes
     return 0
 
 
@@ -114,6 +119,12 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://{self.names[0]}/"
         self.files = _files(self.token, readers)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Report an error of a request; a browser that has closed its connection is none."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError):
+            log.error("unexpected:", exc_info=error)
+
 
 class Handler(BaseHTTPRequestHandler):
     """Answers one request."""
@@ -142,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"An image is sent as {KIND}.")
         elif not (length.isascii() and length.isdigit()):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "The size of the image is missing.")
-        elif int(length) > MAX_BYTES:
+        elif len(length) > LONGEST_NUMBER or int(length) > MAX_BYTES:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The file is larger than {MAX_BYTES // 10**6} MB.")
         elif not self.server.reading.acquire(blocking=False):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "Another image is being read; try again when it is done.")

@@ -6,9 +6,11 @@ import importlib.util
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,7 @@ def test_page_and_its_files(start):
         ({"Content_Length": None}, 411),
         ({"Content_Length": "-1"}, 411),
         ({"Content_Length": str(MAX_BYTES + 1)}, 413),
+        ({"Content_Length": "9" * 5000}, 413),
     ],
 )
 def test_what_is_refused(start, headers, status):
@@ -159,6 +162,29 @@ def test_a_broken_upload_frees_the_server(start, monkeypatch):
     pytest.fail("the server stays busy")
 
 
+def test_a_browser_that_goes_away_is_no_error(start, capfd, caplog):
+    began, go_on = threading.Event(), threading.Event()
+
+    def read(name, content):
+        began.set()
+        go_on.wait(20)
+        return "x" * 10**7
+
+    server = start(read)
+    client = socket.create_connection(("127.0.0.1", server.server_port), timeout=20)
+    head = f"POST /read HTTP/1.0\r\nHost: 127.0.0.1:{server.server_port}\r\nX-Token: {server.token}\r\n"
+    client.sendall(f"{head}Content-Type: application/octet-stream\r\nContent-Length: 1\r\n\r\n1".encode())
+    assert began.wait(20)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+    client.close()
+    handlers = [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+    assert handlers
+    go_on.set()
+    for handler in handlers:
+        handler.join(20)
+    assert "Traceback" not in capfd.readouterr().err and not caplog.records
+
+
 def test_large_pictures_are_refused_by_their_header(monkeypatch, folder):  # noqa: F811
     content = (folder / "photos" / "0.png").read_bytes()
     with pytest.raises(ValueError, match="0 megapixels"):
@@ -185,6 +211,29 @@ def test_nothing_is_written_and_ctrl_c_ends_it(folder):  # noqa: F811
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 130
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_waits_for_the_image_that_is_read(folder):  # noqa: F811
+    """Python aborts if it ends while another thread is in torch."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "onrw_core", "serve", "--key", str(folder / "my.key"), "--port", "0"]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        url = process.stdout.readline().split()[0]
+        host = url.removeprefix("http://").rstrip("/")
+        connection = http.client.HTTPConnection(host, timeout=120)
+        connection.request("GET", "/")
+        token = connection.getresponse().read().decode().split('name="token" content="')[1].split('"')[0]
+        headers = {"X-Token": token, "Content-Type": "application/octet-stream", "X-File-Name": "0.png"}
+        connection.request("POST", "/read", (folder / "photos" / "0.png").read_bytes(), headers)
+        time.sleep(0.3)
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and err.splitlines() == ["onrw: interrupted"]
 
 
 def test_a_port_that_is_taken(start, folder, capsys):  # noqa: F811
