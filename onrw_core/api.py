@@ -16,9 +16,10 @@ each side. Alpha channel and metadata of a file are kept in the file that `Marke
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import TypeAlias
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeAlias, TypeVar
 
 import PIL.Image
 import torch
@@ -41,6 +42,9 @@ from .stages.noise_optimisation import PRESETS, Settings
 __all__ = ["LABELS", "PRESETS", "Detection", "Image", "Key", "MarkedImage", "detect", "embed", "extract"]
 
 Image: TypeAlias = str | os.PathLike[str] | PIL.Image.Image | Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _model = lru_cache(maxsize=1)(load_model)  # the last model stays loaded
 
@@ -93,6 +97,24 @@ class MarkedImage:
         files.save(path, self.image, like=like, overwrite=overwrite)
 
 
+def _in_own_modes(function: Callable[P, T]) -> Callable[P, T]:
+    """Call a function with gradients and full precision, whatever modes of torch the caller has on.
+
+    Reading as well: tensors that are cached under `inference_mode` cannot be differentiated later.
+    """
+
+    @wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            if not torch.cuda.is_available():
+                return function(*arguments, **options)
+            with torch.autocast("cuda", enabled=False):
+                return function(*arguments, **options)
+
+    return run
+
+
+@_in_own_modes
 def embed(
     image: Image,
     *,
@@ -133,6 +155,7 @@ def embed(
     Raises:
         ValueError: Invalid input; the message names the input and the remedy.
     """
+    _check(mask=(mask, Tensor), settings=(settings, (str, Settings)), prompt=(prompt, str), device=(device, str))
     original = _decoded(image)
     reader = _extractor(extractor, key)
     message = _message(key, text, id, bits, reader.sizes)
@@ -142,7 +165,7 @@ def embed(
         settings = PRESETS[settings].with_(**reader.marking)
     if label != NO_LABEL:
         settings = replace(settings, label=label)
-    loaded = _model(model, device)
+    loaded = _model(model, _usable(device))
     marked = pipeline.embed(
         original.rgb.to(device),
         loaded.model,
@@ -162,6 +185,7 @@ def embed(
     return MarkedImage(marked.image.cpu(), message.bits, *figures, public, original)
 
 
+@_in_own_modes
 def extract(
     image: Image,
     *,
@@ -190,14 +214,15 @@ def extract(
         ValueError: Invalid input; the message names the input and the remedy.
     """
     if isinstance(image, Tensor) and image.ndim == 4:
-        pixels = image.detach().cpu()
+        pixels = image.detach().cpu().clone()
     elif isinstance(image, (str, os.PathLike)) and is_video(image):
         pixels = sample(image, frames)
     else:
         pixels = _decoded(image).rgb
-    return _extractor(extractor, key).to(device).read(pixels, key, search=search, fpr=fpr, deep=deep)
+    return _extractor(extractor, key).to(_usable(device)).read(pixels, key, search=search, fpr=fpr, deep=deep)
 
 
+@_in_own_modes
 def detect(image: Image, *, fpr: float = 1e-6, search: bool = True) -> Detection:
     """Find the public layer of a watermark and its label, without a key.
 
@@ -217,13 +242,45 @@ def detect(image: Image, *, fpr: float = 1e-6, search: bool = True) -> Detection
 
 def _decoded(image: Image) -> files.DecodedImage:
     if isinstance(image, Tensor):
-        return files.DecodedImage(as_rgb(image.detach().cpu(), min_side=MIN_SIDE))
+        # A copy: a tensor that was made under `inference_mode` cannot be differentiated.
+        return files.DecodedImage(as_rgb(image.detach().cpu().clone(), min_side=MIN_SIDE))
     if isinstance(image, PIL.Image.Image):
         return files.from_pil(image)
+    if not isinstance(image, (str, os.PathLike)):
+        raise ValueError(
+            f"image: is a {type(image).__name__}; give a path, a Pillow image or a tensor (3, height, width)"
+        )
     return files.load(image)
 
 
+def _check(**given: tuple[object, type | tuple[type, ...]]) -> None:
+    """Refuse arguments of another type: name -> (value, types); None is no value.
+
+    Raises:
+        ValueError: See above.
+    """
+    for name, (value, types) in given.items():
+        if value is not None and not isinstance(value, types):
+            names = [one.__name__ for one in (types if isinstance(types, tuple) else (types,))]
+            raise ValueError(f"{name}: is a {type(value).__name__}; give {' or '.join(names)}")
+
+
+def _usable(device: str) -> str:
+    """A device that torch has here.
+
+    Raises:
+        ValueError: It has not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device}: cannot be used ({str(error).splitlines()[0]}); use cpu") from None
+    return device
+
+
 def _extractor(extractor: str | os.PathLike[str] | Extractor, key: Key | None) -> Extractor:
+    if isinstance(key, (str, bytes, os.PathLike)):
+        raise ValueError(f"key: is a {type(key).__name__}; load it with Key.load(FILE)")
     return extractor if isinstance(extractor, Extractor) else load_extractor(extractor, key)
 
 
@@ -232,6 +289,7 @@ def _message(
 ) -> Message:
     if sum(given is not None for given in (text, id, bits)) != 1:
         raise ValueError("message: give one of text, id and bits")
+    _check(text=(text, str), id=(id, str), bits=(bits, (str, Tensor)))
     if bits is not None:
         return raw(bits)
     if key is None:

@@ -131,6 +131,57 @@ def test_inputs_that_cannot_be_used_are_named(photo, inputs, reason):
         onrw.embed(photo, **inputs)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ({"key": "my.key"}, "key: is a str; load it with Key.load"),
+        ({"text": 5}, "text: is a int; give str"),
+        ({"text": None, "bits": [0, 1]}, "bits: is a list; give str or Tensor"),
+        ({"mask": "mask.png"}, "mask: is a str; give Tensor"),
+        ({"settings": 5}, "settings: is a int; give str or Settings"),
+        ({"device": "nowhere"}, "device nowhere: cannot be used"),
+    ],
+)
+def test_inputs_of_another_type_are_named(photo, inputs, reason):
+    with pytest.raises(ValueError, match=reason):
+        onrw.embed(photo, **({"key": KEY, "text": "Ann 5"} | inputs))
+
+
+@pytest.mark.parametrize("verb", [onrw.extract, onrw.detect])
+def test_what_is_no_image_is_named(verb):
+    for image in (None, b"", torch.zeros(3, SIDE, SIDE).numpy()):
+        with pytest.raises(ValueError, match="image: is a .*; give a path, a Pillow image or a tensor"):
+            verb(image)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+def test_modes_of_the_caller_change_nothing(marked, photo, mode):
+    pixels = files.load(photo).rgb
+    with mode:
+        again = onrw.embed(pixels.clone(), text="Ann 5", key=KEY, settings=QUICK, size=SIDE)
+        assert onrw.extract(again.image, key=KEY).message.text == "Ann 5"
+    assert torch.equal(again.image, onrw.embed(pixels, text="Ann 5", key=KEY, settings=QUICK, size=SIDE).image)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_image_of_one_colour_is_marked(value):
+    settings = onrw.PRESETS["quick"].with_(iterations=2)
+    marked = onrw.embed(torch.full((3, 64, 64), value), id="1", key=KEY, settings=settings, size=64)
+    assert marked.psnr > 40 and not torch.equal(marked.image, torch.full((3, 64, 64), value))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"iterations": 1.5}, {"target_psnr": -5.0}, {"target_psnr": float("inf")}], ids=str
+)
+def test_settings_out_of_range_are_named(settings):
+    with pytest.raises(ValueError, match=f"^{next(iter(settings))}"):
+        onrw.PRESETS["quick"].with_(**settings)
+
+
 def test_the_package_loads_no_torch_before_a_verb_is_used():
     code = "import sys, onrw_core as onrw; print('torch' in sys.modules); onrw.extract; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -65,7 +65,7 @@ class CompositionOptions:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"unknown composition {self.mode!r}; choose from {', '.join(MODES)}")
-        if not math.isfinite(self.target_psnr):
+        if not 0 < self.target_psnr < math.inf:
             raise ValueError(f"target_psnr: is {self.target_psnr}; give decibels, 20 to 60")
 
 

@@ -114,6 +114,8 @@ class Settings:
         for name in ("steps", "iterations", "attacks", "patience", "warm_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if getattr(self, name) != int(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number")
         if not 0 <= self.on_image < 1:
             raise ValueError(f"on_image is {self.on_image}; it must be at least 0 and less than 1")
         if self.space not in SPACES:
@@ -129,7 +131,7 @@ class Settings:
             raise ValueError(f"quality: is {self.quality}; give a score of SSIMULACRA2, {LOWEST:g} to {HIGHEST:g}")
         if self.spare and (self.quality is None or self.composition != "residual"):
             raise ValueError("spare: raises the quality of residual composition; give a quality, not a target_psnr")
-        if not math.isfinite(self.target_psnr):
+        if not 0 < self.target_psnr < math.inf:
             raise ValueError(f"target_psnr: is {self.target_psnr}; give decibels, 20 to 60")
 
     @property
