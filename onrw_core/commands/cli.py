@@ -1,8 +1,8 @@
 """The command line `onrw`: parsing, dispatch, exit codes.
 
 Exit codes: 0 success; 1 some files of a batch failed (the others are done); 2 bad input or usage; 3 all files are
-written, but some watermarks cannot be read; 130 interrupted. Errors go to stderr as one line. Subcommands are modules
-that are imported only when they are called.
+written, but some watermarks cannot be read; 130 interrupted; 141 nobody reads the output any more (as of ``| head``).
+Errors go to stderr as one line. Subcommands are modules that are imported only when they are called.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from .output import LineFormatter, complain, one_line
 
 __all__ = ["build_parser", "main"]
 
-OK, SOME_FAILED, BAD_INPUT, NOT_READABLE, INTERRUPTED = 0, 1, 2, 3, 130
+OK, SOME_FAILED, BAD_INPUT, NOT_READABLE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 130, 141
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,9 @@ COMMANDS = (
 )
 # Arguments that name files or folders.
 PATHS = tuple("input inputs file output key registry mask extractor html certificate private_key".split())
+# Those among them that are written, and those that a result must not replace, not even with --overwrite.
+WRITTEN, PRECIOUS = ("output", "html"), tuple("key registry mask extractor certificate private_key".split())
+TEXTS = ("note", "prompt")
 GROUPS = {"key": "make keys", "train": "train the embedded model", "bench": "benchmarks"}
 
 
@@ -260,16 +264,30 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     return parser
 
 
-def check_paths(arguments: argparse.Namespace) -> None:
-    """Refuse empty names of files and folders, which would mean the current folder.
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Check names of files, and texts, before any work.
 
     Raises:
-        ValueError: One is empty, as of a shell variable without a value.
+        ValueError: A name is empty, as of a shell variable without a value, which would mean the current folder; a
+            result would replace the key, the registry or another file that the command reads; or a text is not
+            Unicode, so that it could not be stored.
     """
     for name in PATHS:
         value = getattr(arguments, name, None)
         if "" in (value if isinstance(value, list) else [value]):
             raise ValueError(f"{name.replace('_', '-')}: the name is empty; give a file or a folder")
+    for written in WRITTEN:
+        for name in PRECIOUS:
+            result, other = (getattr(arguments, each, None) for each in (written, name))
+            if result and other and os.path.realpath(result) == os.path.realpath(other):
+                raise ValueError(f"{written} {result}: is the file of --{name.replace('_', '-')}; name another")
+    for name in TEXTS:
+        try:
+            (getattr(arguments, name, None) or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"--{name}: has bytes that are not UTF-8; write it in the encoding of the terminal"
+            ) from None
 
 
 def _module(command: Command) -> ModuleType:
@@ -299,11 +317,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that the terminal cannot show
     try:
         arguments = build_parser(words).parse_args(words)
-        check_paths(arguments)
+        check_arguments(arguments)
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("onrw: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        complain("nobody reads the output any more; stopped")
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python complains of the rest when it ends
+        return BROKEN_PIPE
     except (ValueError, OSError) as error:
         complain(str(error))
         return BAD_INPUT

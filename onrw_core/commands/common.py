@@ -154,8 +154,11 @@ class Batch:
         """Report a file that failed, with the traceback unless the input is to blame.
 
         Raises:
-            OSError: The disk is full or read-only, so that all other files would fail as well.
+            OSError: The disk is full or read-only, so that all other files would fail as well; or nobody reads the
+                output any more, which is no failure of the file.
         """
+        if isinstance(error, BrokenPipeError):
+            raise error
         if _disk_is_full(error):
             raise OSError(
                 f"{error}; stopped, since no other result can be written; make room and repeat the command"

@@ -183,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--no-public: leaves no place for a --label; give one of the two")
     if arguments.spare and (arguments.target_psnr is not None or "target_psnr" in extractor.marking):
         raise ValueError("--spare: raises the quality; use it with --quality, not with --target-psnr")
-    if any(map(is_video, arguments.inputs)):
+    if any(is_video(name) and not Path(name).is_dir() for name in arguments.inputs):
         from .videos import embed_videos
 
         given = _message(arguments, key, extractor.sizes)

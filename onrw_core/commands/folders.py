@@ -93,9 +93,10 @@ def _planned(jobs: list[tuple[Path, Path]], overwrite: bool, expected: Callable[
     planned = Plan()
     seen: dict[Path, Path] = {}
     for file, result in jobs:
-        if result in seen:
-            raise ValueError(f"{seen[result]} and {file} would both become {result}; process them in two runs")
-        seen[result] = file
+        written = Path(os.path.realpath(result))  # results that exist may be links to one file
+        if written in seen:
+            raise ValueError(f"{seen[written]} and {file} would both become {result}; process them in two runs")
+        seen[written] = file
         if _too_long(result):
             planned.refused.append(
                 (

@@ -150,6 +150,8 @@ def _show(
         )
         return
     shown = f"{len(message.bits)} raw bits" if message.kind == "raw" else f"{message.kind} {message.value}"
+    if arguments.verbose:
+        shown += f", bits {bit_string(message.bits)}"
     say(
         f"{place}{source} -> {result}: {shown}, {figures.count} frames, SSIMULACRA2 at least {figures.quality:.1f} "
         f"before compression, {figures.per_frame:.1f} s a frame after the first, "
@@ -178,9 +180,10 @@ def _jobs(inputs: list[str], output: str, overwrite: bool) -> list[tuple[Path, P
     for source, result in jobs:
         if not is_video(result):
             raise ValueError(f"output {result}: unknown file format; use one of the suffixes {', '.join(SUFFIXES)}")
-        if result in seen:
+        written = Path(os.path.realpath(result))  # results that exist may be links to one file
+        if written in seen:
             raise ValueError(f"output {result}: is the result of two videos; mark them in two runs")
-        seen.add(result)
+        seen.add(written)
         if result.exists() and not overwrite:
             what = "is the input itself" if source.exists() and result.samefile(source) else "exists"
             raise ValueError(f"output {result}: {what}; name another, or give --overwrite")

@@ -431,7 +431,7 @@ def test_outputs_are_never_lost(onrw, marked, tmp_path):
         # Writable by its permissions, for root, and takes no file: refused before the work all the same.
         *([(["photo.png", "-o", "/proc/out.png"], "cannot be written")] if Path("/proc/self").exists() else []),
         (["photo.png", "-o", "out.xyz"], "unknown file format"),
-        (["photo.png", marked, "-o", "my.key"], "is a file"),
+        (["photo.png", marked, "-o", "photo.png"], "is a file"),
     ):
         for command in (["embed", *words, "--key", "my.key"], ["attack", *words, "--attack", "jpeg"]):
             code, _, err = onrw(*command)
@@ -456,6 +456,79 @@ def test_empty_names_are_not_the_current_folder(onrw, words):
     """As of a shell variable without a value."""
     code, _, err = onrw(*words)
     assert code == 2 and "the name is empty" in err
+
+
+def test_what_a_command_reads_is_no_result_of_it(onrw, marked, tmp_path):
+    """Not even with --overwrite: a lost key or registry cannot be restored."""
+    photo("mask.png")
+    Path("link").symlink_to("my.key")
+    code = onrw("embed", "photo.png", "-o", "first.png", "--key", "my.key", "--id", "1", "--registry", "ids.db")[0]
+    assert code == 0
+    kept = {name: Path(name).read_bytes() for name in ("my.key", "ids.db", "mask.png")}
+    embed = ["embed", "photo.png", "--key", "my.key", "--id", "1", "--overwrite"]
+    for words, option in (
+        (["verify", marked, "--key", "my.key", "--html", "./my.key", "--overwrite"], "--key"),
+        (["verify", marked, "--key", "my.key", "--html", "link", "--overwrite"], "--key"),
+        (
+            ["verify", marked, "--key", "my.key", "--registry", "ids.db", "--html", "ids.db", "--overwrite"],
+            "--registry",
+        ),
+        ([*embed, "-o", "mask.png", "--mask", "mask.png"], "--mask"),
+        ([*embed, "-o", "new.png", "--registry", "new.png"], "--registry"),
+        (
+            ["c2pa", marked, "--key", "my.key", "-o", "p.png", "--private-key", "p.png", "--certificate", "c"],
+            "--private",
+        ),
+    ):
+        code, _, err = onrw(*words)
+        assert code == 2 and f"is the file of {option}" in err, (words, err)
+    assert kept == {name: Path(name).read_bytes() for name in kept} and not Path("new.png").exists()
+
+
+def test_texts_that_are_not_unicode_are_refused_before_the_work(onrw):
+    photo("photo.png")
+    for option in ("--note", "--prompt"):
+        code, _, err = onrw(
+            "embed", "photo.png", "-o", "a.png", "--key", "my.key", "--registry", "a.db", option, "\udcff"
+        )
+        assert code == 2 and f"{option}: has bytes that are not UTF-8" in err and not Path("a.db").exists()
+
+
+def test_results_that_are_links_to_one_file(onrw):
+    photo("a.png")
+    photo("b.png", side=256)
+    Path("out").mkdir()
+    photo("out/a.png")
+    Path("out/b.png").symlink_to("a.png")
+    code, _, err = onrw("attack", "a.png", "b.png", "-o", "out", "--attack", "jpeg", "--overwrite")
+    assert code == 2 and "would both become" in err
+
+
+def test_a_folder_named_like_a_video(onrw):
+    Path("film.mp4").mkdir()
+    photo("film.mp4/a.png")
+    assert onrw("embed", "film.mp4", "-o", "out", "--key", "my.key")[0] == 0 and Path("out/a.png").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no broken pipes")
+def test_an_output_that_nobody_reads_ends_the_run(onrw, tmp_path):
+    """It is no failure of the photos."""
+    for name in ("a.png", "b.png"):
+        photo(name)
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "onrw_core", "detect", "a.png", "b.png", "--plain"]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(write)
+    assert done.returncode == cli.BROKEN_PIPE
+    assert done.stderr.splitlines() == ["onrw: error: nobody reads the output any more; stopped"]
 
 
 def test_two_photos_of_one_name(onrw, tmp_path):
