@@ -139,6 +139,7 @@ def test_inputs_that_cannot_be_used_are_named(photo, inputs, reason):
         ({"text": None, "bits": [0, 1]}, "bits: is a list; give str or Tensor"),
         ({"mask": "mask.png"}, "mask: is a str; give Tensor"),
         ({"settings": 5}, "settings: is a int; give str or Settings"),
+        ({"size": 7}, "size: is 7; give a whole number of pixels, at least 64"),
         ({"device": "nowhere"}, "device nowhere: cannot be used"),
     ],
 )

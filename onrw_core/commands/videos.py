@@ -57,13 +57,7 @@ def embed_videos(
         place = batch.place()
         try:
             message = given or _id(source, marker)
-            figures = _transcoded(arguments, marker, source, result, message)
-            frames = sample(result, FRAMES)
-            reading = marker.extractor.for_bits(len(message.bits)).read(frames, marker.key)
-            if registry:
-                look, note = perceptual_hash(frames[0]), arguments.note
-                own = given is None
-                registry.add(message.value, file_hash=_digest(result), perceptual_hash=look, note=note, own=own)
+            figures, reading = _transcoded(arguments, marker, source, result, message, registry, own=given is None)
             batch.unreadable += not reading.carries(message)
             _show(arguments, place, source, result, message, figures, reading)
         except Exception as error:
@@ -106,10 +100,25 @@ class _Figures:
 
 
 def _transcoded(
-    arguments: argparse.Namespace, marker: Marker, source: Path, result: Path, message: Message
-) -> _Figures:
-    """Write a video with its frames marked."""
+    arguments: argparse.Namespace,
+    marker: Marker,
+    source: Path,
+    result: Path,
+    message: Message,
+    registry: Registry | None,
+    own: bool,
+) -> tuple[_Figures, Reading]:
+    """Write a video with its frames marked, which is read and registered before it gets its name."""
     figures = _Figures()
+    readings: list[Reading] = []
+
+    def note(written: Path) -> None:
+        frames = sample(written, FRAMES)
+        readings.append(marker.extractor.for_bits(len(message.bits)).read(frames, marker.key))
+        if registry:
+            look, text = perceptual_hash(frames[0]), arguments.note
+            registry.add(message.value, file_hash=_digest(written), perceptual_hash=look, note=text, own=own)
+
     with Progress(source.name) as progress:
 
         def marked(frames: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -118,8 +127,8 @@ def _transcoded(
                 progress.frame(figures.count)
                 yield each.image
 
-        transcode(source, result, marked, crf=arguments.crf, overwrite=arguments.overwrite)
-    return figures
+        transcode(source, result, marked, crf=arguments.crf, overwrite=arguments.overwrite, commit=note)
+    return figures, readings[0]
 
 
 def _show(

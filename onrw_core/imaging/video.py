@@ -71,6 +71,7 @@ def transcode(
     *,
     crf: int = CRF,
     overwrite: bool = False,
+    commit: Callable[[Path], None] = lambda written: None,
 ) -> int:
     """Write a video whose frames are changed, atomically, in the format of its suffix.
 
@@ -80,6 +81,7 @@ def transcode(
         change: Frames to changed frames, one by one and in order; each (3, H, W) in [0, 1], upright.
         crf: Constant rate factor of the encoder, 0 to 51; lower is better and larger.
         overwrite: Replace an existing file.
+        commit: Called with the complete file before it gets its name. If it raises, nothing is written.
 
     Returns:
         The number of frames.
@@ -95,7 +97,10 @@ def transcode(
     with _opened(source) as container, atomic_write(target, overwrite=overwrite) as file:
         options = _flags(container, suffix)
         with _library().open(file, "w", format=SUFFIXES[suffix][0], options=options) as output:
-            return _Transcoding(source, target, container, output, crf).run(change)
+            count = _Transcoding(source, target, container, output, crf).run(change)
+        file.flush()
+        commit(Path(file.name))
+    return count
 
 
 def sample(path: str | os.PathLike, count: int) -> Tensor:

@@ -64,6 +64,19 @@ def test_a_video_is_marked_and_read(onrw, folder, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"marked.mkv", "ids.db"}
 
 
+def test_a_video_that_cannot_be_registered_is_not_written(onrw, folder, tmp_path, monkeypatch):
+    """As an image: what has its name is registered."""
+
+    def refused(*_, **__):
+        raise ValueError("the registry is full")
+
+    monkeypatch.setattr(Registry, "add", refused)
+    words = ("-o", tmp_path / "marked.mp4", "--id", "c0ffee", *QUICK, "--iterations", "1", "--registry", tmp_path / "a")
+    code, _, err = onrw("embed", folder / "film.mp4", *words)
+    assert code == 2 and "the registry is full" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
 def test_an_unmarked_video_holds_nothing(onrw, folder):
     code, out, _ = onrw("extract", folder / "film.mp4", "--plain")
     assert code == 0 and "nothing found" in out
