@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..imaging.atomic import check_writable, is_temporary
+from ..imaging.atomic import are_one_file, check_writable, is_temporary
 from ..imaging.formats import FORMATS, is_image, kept_suffix
 from .output import one_line
 
@@ -120,7 +121,28 @@ def _planned(jobs: list[tuple[Path, Path]], overwrite: bool, expected: Callable[
         except OSError as error:
             reason = error.strerror or error
             raise ValueError(f"output {folder}: cannot be written ({reason}); name another folder") from error
+    _check_spelling(planned.jobs)
     return planned
+
+
+def _check_spelling(jobs: list[tuple[Path, Path]]) -> None:
+    """Refuse results whose names are spelled differently and mean one file on this file system.
+
+    Raises:
+        ValueError: Two results are one file.
+    """
+    alike: dict[str, tuple[Path, Path]] = {}
+    for file, result in jobs:
+        spelling = unicodedata.normalize("NFC", str(result)).casefold()
+        before, other = alike.setdefault(spelling, (file, result))
+        if other == result:
+            continue
+        try:
+            same = result.parent.samefile(other.parent) and are_one_file(result.parent, other.name, result.name)
+        except OSError:  # a name that is too long for the check
+            same = False
+        if same:
+            raise ValueError(f"{before} and {file} would both become {result}; process them in two runs")
 
 
 def _found(inputs: Iterable[str], target: Path | None) -> list[tuple[Path, Path]]:

@@ -15,7 +15,7 @@ try:
 except ImportError:  # Windows, where open files cannot be removed
     fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
 
-__all__ = ["atomic_write", "check_writable", "is_temporary", "remove_abandoned"]
+__all__ = ["are_one_file", "atomic_write", "check_writable", "is_temporary", "remove_abandoned"]
 
 PREFIX, SUFFIX = ".onrw-", ".tmp"
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of file systems without them
@@ -93,6 +93,21 @@ def check_writable(folder: Path) -> None:
     probe = folder / f"{PREFIX}{secrets.token_hex(6)}{SUFFIX}"
     probe.touch(exist_ok=False)
     probe.unlink()
+
+
+def are_one_file(folder: Path, one: str, other: str) -> bool:
+    """Whether two names mean one file in a folder, as names that differ in case do on Windows and macOS.
+
+    Raises:
+        OSError: No file can be made there.
+    """
+    probe, same = (folder / f"{PREFIX}{name}{SUFFIX}" for name in (one, other))
+    with open(probe, "xb"):
+        pass
+    try:
+        return same.exists()
+    finally:
+        probe.unlink()
 
 
 def is_temporary(path: Path) -> bool:

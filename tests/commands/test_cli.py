@@ -504,6 +504,27 @@ def test_results_that_are_links_to_one_file(onrw):
     assert code == 2 and "would both become" in err
 
 
+@pytest.mark.parametrize("names", [("A.png", "a.png"), ("\u00e9.png", "e\u0301.png")], ids=["case", "unicode"])
+def test_results_whose_names_are_one_file_on_this_file_system(onrw, monkeypatch, names):
+    """As on Windows and macOS, where the second would replace the first."""
+    for folder, name in zip("xy", names, strict=True):
+        Path(folder).mkdir()
+        photo(f"{folder}/{name}")
+    words = ("attack", "x", "y", "-o", "out", "--attack", "jpeg")
+    code, _, err = onrw(*words)
+    two = len(list(Path("out").iterdir())) == 2
+    assert (code == 0 and two) or "would both become" in err
+    exists = Path.exists
+
+    def folded(path):
+        return exists(path) or any(exists(path.with_name(name)) for name in (f".onrw-{one}.tmp" for one in names))
+
+    monkeypatch.setattr(Path, "exists", folded)
+    code, _, err = onrw(*words, "--overwrite")
+    assert code == 2 and "would both become" in err
+    assert sorted(path.name for path in Path("out").iterdir() if path.name.startswith(".")) == []
+
+
 def test_a_folder_named_like_a_video(onrw):
     Path("film.mp4").mkdir()
     photo("film.mp4/a.png")
