@@ -25,6 +25,10 @@ PER_LEVEL, PER_LEVEL_ASPECT = 8, 6  # candidates read per spectrum, without and 
 PER_LINE = 6  # rotations read at scale 1, and scales without rotation
 PER_CENTRE = 4
 CENTRE, LEAST_CENTRE = 0.45, 128  # of each side, and pixels
+# Shares among the first hypotheses, the rest being the other's: most images have kept their scale, their orientation
+# and their sign; a watermark is most often in luminance alone; and a small crop, which has no p-value to spare, is as
+# received.
+SAME_SCALE, UPRIGHT, IN_LUMINANCE = 0.75, 0.8, 0.75
 
 # Side of the centre that is read, pixels: in the discriminant projection, where fewer tiles suffice, and in luminance.
 RECEIVED_SIDES = (384, 2048)  # of an image as received
@@ -64,13 +68,15 @@ def unsearched(projections: Tensor, size: int, share: float) -> list[Hypothesis]
         share: Sum of the weights.
     """
     scale = size / min(projections.shape[-2:])
-    geometries = [(None, RECEIVED_SIDES)] + ([] if scale == 1 else [(Geometry.scale(scale), RESAMPLED_SIDES)])
-    weight = share / (2 * len(geometries) * len(projections))
+    same = SAME_SCALE if scale != 1 else 1.0
+    geometries = [(None, RECEIVED_SIDES, same), (Geometry.scale(scale), RESAMPLED_SIDES, 1 - same)]
+    shares = [1 - IN_LUMINANCE, IN_LUMINANCE] if len(projections) > 1 else [1.0]
     return [
-        Hypothesis(index, geometry, weight, sides[index], upright=upright)
-        for geometry, sides in geometries
+        Hypothesis(index, geometry, share * of_scale * shares[index] * of_sign, sides[index], upright=upright)
+        for geometry, sides, of_scale in geometries
+        if of_scale
         for index in range(len(projections))
-        for upright in (True, False)
+        for upright, of_sign in ((True, UPRIGHT), (False, 1 - UPRIGHT))
     ]
 
 

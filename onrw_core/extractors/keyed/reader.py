@@ -8,7 +8,8 @@
 
 In each attempt the key's patterns are compared at all places of the pattern, and the geometry of promising attempts is
 refined by the sync pattern. The reading stops at the first attempt whose p-value is clearly below the limit. Its bits
-are those of the projection with the larger sync cosine.
+are those of the projection with the larger sync cosine. If nothing is detected, they are a guess: those of the attempt
+that key and pilot together find likeliest. The pilot proves nothing of the key, so it does not count in the p-value.
 
 Every attempt j has a weight w_j, fixed beforehand, and the weights sum to 1. Then min_j p_j / w_j is a p-value for
 all of them together (weighted Bonferroni), wherever the reading stops.
@@ -44,7 +45,7 @@ __all__ = ["Place", "by_key", "places", "read", "tiles_at"]
 
 # Shares of the false-positive rate: the image as received and at the working size; the key alone; the rest is the
 # search's. Without a search, the first has all of it.
-RECEIVED_WEIGHT, KEY_WEIGHT = 0.4, 0.1
+RECEIVED_WEIGHT, KEY_WEIGHT = 0.5, 0.1
 DEEP_WEIGHT = 0.5  # of the deep search, where it is requested; the others share the rest
 # The deep search reads the centre of an image. Half a step of rotation and of scale displace its corners by 1.3 pixels.
 DEEP_SIDE = 256  # pixels of the marked frame
@@ -81,6 +82,7 @@ class Place:
         searched: Whether the search found it.
         tries: Alternatives that it was chosen from by the key.
         area: Shifts that it was chosen from by the key, square pixels.
+        pilot: log10 of the pilot's p-value there, which takes no part in the key's; 0 where it took no part.
     """
 
     projection: int
@@ -90,6 +92,7 @@ class Place:
     searched: bool
     tries: float = 1.0
     area: float = SHIFT_AREA
+    pilot: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,11 @@ class Attempt:
     def total_log10_p(self) -> float:
         return min(0.0, self.log10_p - math.log10(self.place.weight))
 
+    @property
+    def likely(self) -> float:
+        """The less, the likelier that bits which prove nothing are right: the pilot's evidence counts as well."""
+        return self.log10_p - math.log10(self.place.weight) + self.place.pilot
+
 
 def places(finder: PilotSearch, layer: SecretLayer | None, size: int, search: bool) -> Iterator[Place]:
     """The places to be read, in order; without a layer those that do not depend on the key."""
@@ -138,7 +146,8 @@ def places(finder: PilotSearch, layer: SecretLayer | None, size: int, search: bo
             weight *= 1 - UNMOVED_WEIGHT
         attempt = finder.attempt(hypothesis)
         if hypothesis.upright or not attempt.mark.upright:  # an upright one was read already
-            yield Place(index, attempt.geometry, weight, side, False, area=PILOT_AREA)
+            pilot = attempt.mark.log_p / math.log(10)
+            yield Place(index, attempt.geometry, weight, side, False, area=PILOT_AREA, pilot=pilot)
     if not search:
         return
     for number, stage in enumerate(searched(projections, 1 - RECEIVED_WEIGHT - KEY_WEIGHT)):
@@ -146,8 +155,8 @@ def places(finder: PilotSearch, layer: SecretLayer | None, size: int, search: bo
             attempt = finder.attempt(hypothesis)
             if attempt.promising:
                 attempt = finder.refined(attempt)
-                index, side = hypothesis.projection, hypothesis.side
-                yield Place(index, attempt.geometry, hypothesis.weight, side, True, area=PILOT_AREA)
+                index, side, pilot = hypothesis.projection, hypothesis.side, attempt.mark.log_p / math.log(10)
+                yield Place(index, attempt.geometry, hypothesis.weight, side, True, area=PILOT_AREA, pilot=pilot)
         if number == 0 and layer is not None:
             yield from by_key(finder, layer, list(dict.fromkeys(each.geometry for each in received)))
 
@@ -325,6 +334,7 @@ def read(
     finder = PilotSearch(image)
     attempts = Attempts(finder, layer)
     best: Attempt | None = None
+    likeliest: Attempt | None = None
     tried = 0
 
     def holds(attempt: Attempt, times: float) -> bool:
@@ -347,21 +357,26 @@ def read(
             attempt = attempts.refine(attempt, RECEIVED_SIDE if whole else place.side)
         if best is None or attempt.total_log10_p < best.total_log10_p:
             best = attempt
+        if likeliest is None or attempt.likely < likeliest.likely:
+            likeliest = attempt
         if holds(best, CLEAR):
             break
-    assert best is not None
-    if holds(best, 1) and (best.place.searched or not holds(best, SURE)):
+    assert best is not None and likeliest is not None
+    log10_p = best.total_log10_p
+    if log10_p > limit:
+        best = likeliest
+    elif best.place.searched or not holds(best, SURE):
         best = attempts.settled(best)
-    return _reading(best, layer, limit, tried, time.perf_counter() - start)
+    return _reading(best, layer, log10_p, limit, tried, time.perf_counter() - start)
 
 
-def _reading(best: Attempt, layer: SecretLayer, limit: float, tried: int, seconds: float) -> Reading:
+def _reading(best: Attempt, layer: SecretLayer, log10_p: float, limit: float, tried: int, seconds: float) -> Reading:
     tile = best.tile.double()
     num_bits = BIT_COUNTS[best.count]
     logits = (layer.payload[:num_bits] @ tile / tile.norm().clamp(min=1e-12) * math.sqrt(num_bits)).float()
     return Reading(
-        detected=best.total_log10_p <= limit,
-        log10_p=best.total_log10_p,
+        detected=log10_p <= limit,
+        log10_p=log10_p,
         logits=logits,
         message=Decoded(),
         seconds=seconds,
