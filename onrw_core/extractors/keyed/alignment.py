@@ -25,6 +25,7 @@ __all__ = ["ORIENTATIONS", "Alignment", "align", "oriented", "refine", "roughnes
 
 GRID = 48  # shifts tried per side: steps of 4/3 pixels, an eighth of the shortest period
 NEWTON_STEPS = 4
+TINY = 1e-12
 CHUNK = 4  # tiles whose surfaces are computed at a time; they fit the cache
 
 
@@ -154,19 +155,26 @@ def _peaks(product: Tensor) -> tuple[Tensor, Tensor]:
     return best, row * GRID + inside
 
 
-def refine(tile: Tensor, sync: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def refine(
+    tile: Tensor, sync: Tensor, x: Tensor, y: Tensor, beside: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Move shifts to the nearby peak of the correlation by Newton's method.
 
     Args:
         tile: Oriented tiles, (..., 364).
         sync: (..., 364).
         x, y: (...).
+        beside: Another tile with the same noise, and a pattern of about the same amplitude in it: the peak is that of
+            both correlations added up.
 
     Returns:
-        x, y, and the cosine there.
+        x, y, and the cosine of tile and sync pattern there.
     """
     k = FREQUENCIES.to(tile) * (2 * torch.pi / TILE)
     product = _spectrum(F.normalize(tile, dim=-1)) * _spectrum(sync.to(tile)).conj()
+    if beside is not None:
+        other = beside[0] / tile.norm(dim=-1, keepdim=True).clamp(min=TINY)
+        product = product + _spectrum(other) * _spectrum(beside[1].to(tile)).conj()
     for _ in range(NEWTON_STEPS):
         value = product * torch.exp(1j * (k[:, 0] * x[..., None] + k[:, 1] * y[..., None]))
         gradient = -torch.einsum("...k,ki->...i", value.imag, k)

@@ -100,6 +100,11 @@ class PublicMark(NamedTuple):
         return _with_word(self.word).float()
 
     @property
+    def signed(self) -> Tensor:
+        """The same with the sign that it has in the image."""
+        return -self.pattern if self.negative else self.pattern
+
+    @property
     def version(self) -> int:
         """Of the format."""
         return VERSION + self.word // CODES

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -36,6 +36,7 @@ from .band import TILE
 from .hypotheses import searched, unsearched
 from .matched_filter import AREA, peaks
 from .pilot_search import GAIN, PREDICTED_GAIN, PilotSearch, moves
+from .public_layer import PublicMark
 from .refinement import covered_tiles, refined_geometry
 from .secret_layer import BIT_COUNTS, PERIOD, SHIFT_AREA, SecretLayer
 from .tile_average import coefficients, placed_tiles, shifted
@@ -56,7 +57,8 @@ UNMOVED_WEIGHT = 0.1  # of an image's tiles where they are; whole images have p-
 # Square pixels. The pilot of a small crop gives the shift to about 2 pixels, and the sync pattern refines it: of 16
 # random crops to a tenth of the area (four training images at quality 90) 13 were present, and 11 without refinement.
 PILOT_AREA = 16.0
-KEY_PEAKS = 6  # peaks of the matched filter that are read
+KEY_PEAKS, UPRIGHT_PEAKS = 6, 2  # peaks of the matched filter that are read
+UPRIGHT_WEIGHT = 0.3  # of those in luminance alone, upright
 REFINED_SIDE = 1536  # of the largest centre that a refinement uses, pixels: 576 tiles
 GROWTH = 2.0  # growth of that side per refinement: a geometry that is correct in the centre may be wrong further out
 # Times log10 fpr. With watermarks of 48 bits in white noise, 9 % of the bits are wrong at the first and 1 % at the
@@ -82,7 +84,7 @@ class Place:
         searched: Whether the search found it.
         tries: Alternatives that it was chosen from by the key.
         area: Shifts that it was chosen from by the key, square pixels.
-        pilot: log10 of the pilot's p-value there, which takes no part in the key's; 0 where it took no part.
+        pilot: The public layer there, where it put the tiles: its p-value takes no part in the key's.
     """
 
     projection: int
@@ -92,7 +94,7 @@ class Place:
     searched: bool
     tries: float = 1.0
     area: float = SHIFT_AREA
-    pilot: float = 0.0
+    pilot: PublicMark | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class Attempt:
     @property
     def likely(self) -> float:
         """The less, the likelier that bits which prove nothing are right: the pilot's evidence counts as well."""
-        return self.log10_p - math.log10(self.place.weight) + self.place.pilot
+        pilot = self.place.pilot
+        return self.log10_p - math.log10(self.place.weight) + (0.0 if pilot is None else pilot.log_p / math.log(10))
 
 
 def places(finder: PilotSearch, layer: SecretLayer | None, size: int, search: bool) -> Iterator[Place]:
@@ -146,8 +149,7 @@ def places(finder: PilotSearch, layer: SecretLayer | None, size: int, search: bo
             weight *= 1 - UNMOVED_WEIGHT
         attempt = finder.attempt(hypothesis)
         if hypothesis.upright or not attempt.mark.upright:  # an upright one was read already
-            pilot = attempt.mark.log_p / math.log(10)
-            yield Place(index, attempt.geometry, weight, side, False, area=PILOT_AREA, pilot=pilot)
+            yield Place(index, attempt.geometry, weight, side, False, area=PILOT_AREA, pilot=attempt.mark)
     if not search:
         return
     for number, stage in enumerate(searched(projections, 1 - RECEIVED_WEIGHT - KEY_WEIGHT)):
@@ -155,26 +157,37 @@ def places(finder: PilotSearch, layer: SecretLayer | None, size: int, search: bo
             attempt = finder.attempt(hypothesis)
             if attempt.promising:
                 attempt = finder.refined(attempt)
-                index, side, pilot = hypothesis.projection, hypothesis.side, attempt.mark.log_p / math.log(10)
-                yield Place(index, attempt.geometry, hypothesis.weight, side, True, area=PILOT_AREA, pilot=pilot)
+                index, side, mark = hypothesis.projection, hypothesis.side, attempt.mark
+                yield Place(index, attempt.geometry, hypothesis.weight, side, True, area=PILOT_AREA, pilot=mark)
         if number == 0 and layer is not None:
             yield from by_key(finder, layer, list(dict.fromkeys(each.geometry for each in received)))
 
 
 def by_key(finder: PilotSearch, layer: SecretLayer, geometries: list[Geometry | None]) -> Iterator[Place]:
-    """The peaks of the matched filter, in all projections added up."""
+    """The peaks of the matched filter: in all projections added up, then upright in luminance alone.
+
+    A small crop of a photo may carry its watermark in one of the projections only, and noise in the other.
+    """
     views = finder.views
-    count = len(views.projections)
+    luminance = len(views.projections) - 1
+    every = range(luminance + 1)
     for geometry in geometries:
         start = views.placed(geometry)
-        seen = [views.rectified(index, start, RECEIVED_SIDE) for index in range(count)]
-        w = torch.stack([each.y[0, 0] for each in seen]).sum(0)
+        seen = [views.rectified(index, start, RECEIVED_SIDE) for index in every]
         corner = Geometry.shift(-seen[0].x0, -seen[0].y0)
-        for peak in peaks(w, layer, KEY_PEAKS):
-            place = views.placed(peak.geometry @ corner @ start)
-            for index in range(count):
-                weight = KEY_WEIGHT / (len(geometries) * KEY_PEAKS * count)
-                yield Place(index, place, weight, RECEIVED_SIDE, False, tries=8, area=AREA / PERIOD**2)
+        w = torch.stack([each.y[0, 0] for each in seen])
+        share = KEY_WEIGHT / len(geometries)
+        sources: list[tuple[Tensor, int, Tensor, Sequence[int], float]] = [
+            (w.sum(0), KEY_PEAKS, ORIENTATIONS, every, 1 - UPRIGHT_WEIGHT if luminance else 1.0)
+        ]
+        if luminance:
+            sources.append((w[luminance], UPRIGHT_PEAKS, ORIENTATIONS[:1], [luminance], UPRIGHT_WEIGHT))
+        for image, count, orientations, indices, part in sources:
+            for peak in peaks(image, layer, count, orientations):
+                place = views.placed(peak.geometry @ corner @ start)
+                weight, tries = share * part / (count * len(indices)), float(len(orientations))
+                for index in indices:
+                    yield Place(index, place, weight, RECEIVED_SIDE, False, tries, AREA / PERIOD**2)
 
 
 def tiles_at(views: Views, place: Place) -> tuple[Tensor, int, int]:
@@ -225,7 +238,8 @@ class Attempts:
     def attempt(self, place: Place) -> Attempt:
         """Read at a place that is known up to whole tiles."""
         values, row, column = tiles_at(self.views, place)
-        found = self.layer.find(values, place.tries, place.area)
+        pilot = None if place.pilot is None else place.pilot.signed
+        found = self.layer.find(values, place.tries, place.area, pilot)
         moved = Geometry.shift((found.column - column) * TILE + found.x, (found.row - row) * TILE + found.y)
         tile = -found.tile if found.negative else found.tile
         return Attempt(
@@ -354,7 +368,10 @@ def read(
         tried += 1
         if attempt.log_sync < PROMISING:
             whole = not place.searched and not holds(attempt, SURE)
-            attempt = attempts.refine(attempt, RECEIVED_SIDE if whole else place.side)
+            refined = attempts.refine(attempt, RECEIVED_SIDE if whole else place.side)
+            # In a small crop a refinement may fit noise: the payload, which took no part in it, decides.
+            better = min(attempt, refined, key=lambda one: one.log10_p)
+            attempt = replace(better, log10_p=better.log10_p + math.log10(2))
         if best is None or attempt.total_log10_p < best.total_log10_p:
             best = attempt
         if likeliest is None or attempt.likely < likeliest.likely:

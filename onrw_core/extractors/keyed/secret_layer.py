@@ -131,7 +131,7 @@ class SecretLayer:
         return shifted(tiles.sum((1, 2)), placed.x, placed.y)
 
     @torch.no_grad()
-    def find(self, tiles: Tensor, tries: float = 1.0, area: float = SHIFT_AREA) -> Found:
+    def find(self, tiles: Tensor, tries: float = 1.0, area: float = SHIFT_AREA, pilot: Tensor | None = None) -> Found:
         """The best place of a grid of tiles among all, with each number of bits and both signs.
 
         Args:
@@ -139,6 +139,7 @@ class SecretLayer:
             tries: Alternatives that the caller chose from by the key's patterns, for the p-value.
             area: Shifts that were tried, square pixels. If it is larger than `SHIFT_AREA`, the shift is refined by the
                 sync pattern, which a payload biases by up to a quarter of a pixel.
+            pilot: (364,), refines the shift together with the sync pattern.
         """
         averages = self.at_every_place(tiles)
         sync = self.sync.to(tiles)
@@ -150,7 +151,8 @@ class SecretLayer:
         x = y = torch.zeros(())
         cosine = cosines[place, count].abs()
         if area > SHIFT_AREA:
-            x, y, cosine = refine(sign * tile, sync[count], x, y)
+            beside = None if pilot is None else (tiles.sum((0, 1)), pilot)
+            x, y, cosine = refine(sign * tile, sync[count], x, y, beside)
         tries *= PERIOD**2 * len(BIT_COUNTS) * SIGNS
         rough = roughness(tile[None])[0].numpy()
         log_sync = float(sync_log_p(np.array([float(cosine)]), rough[None], DIMENSIONS, area, tries)[0])
