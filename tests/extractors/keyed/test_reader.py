@@ -1,6 +1,7 @@
 """Blind reading with a key: marks after changes of geometry, and the weights of what is tried."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,10 +31,37 @@ def test_weights_of_all_places_are_one_at_most(picture):
     extractor = KeyedExtractor(KEY)
     tried = list(reader.places(PilotSearch(picture[..., :160, :200]), extractor.layer, 512, search=True))
     by_key = [number for number, place in enumerate(tried) if place.area > 100]
-    assert len(by_key) == 2 * reader.KEY_PEAKS * 2  # as received and at the working size, in both projections
+    # As received and at the working size: in both projections, and upright in luminance alone.
+    assert len(by_key) == 2 * (2 * reader.KEY_PEAKS + reader.UPRIGHT_PEAKS)
     searched = [number for number, place in enumerate(tried) if place.searched]
     assert searched[0] < by_key[0] < searched[-1]  # after the first stage of the search
     assert 0.4 < sum(place.weight for place in tried) <= 1 + 1e-6
+
+
+def crop_of_grain(seed, amplitude):
+    """A small part of a weak mark in strong noise, not at the corner of a tile."""
+    grain = 0.5 + 0.03 * torch.randn(1, 1, 192, 256, generator=torch.Generator().manual_seed(seed))
+    pattern = KeyedExtractor(KEY).pattern(BITS, (205, 283), pilot_share=0.7)[..., 13:, 27:]
+    return (grain + amplitude * pattern).clamp(0, 1).expand(1, 3, -1, -1)[0]
+
+
+@pytest.mark.parametrize("seed", [2, 8])
+def test_a_weak_small_crop_gives_evidence(seed):
+    reading = KeyedExtractor(KEY).read(crop_of_grain(seed, 0.0016), search=False)
+    assert reading.log10_p < -4.5 and float((reading.bits == BITS).float().mean()) > 0.75
+
+
+def test_the_pilot_counts_in_a_guess_and_not_in_a_p_value():
+    finder = PilotSearch(crop_of_grain(2, 0.002)[None])
+    extractor = KeyedExtractor(KEY)
+    placed = [place for place in reader.places(finder, extractor.layer, 512, search=False) if place.pilot is not None]
+    pilots = [place.pilot.log_p for place in placed]
+    best = placed[pilots.index(min(pilots))]
+    attempts = reader.Attempts(finder, extractor.layer)
+    with_it, without = (attempts.attempt(replace(best, pilot=pilot)) for pilot in (best.pilot, None))
+    assert with_it.total_log10_p == pytest.approx(without.total_log10_p, abs=1)  # the shift differs by a little
+    assert with_it.likely == pytest.approx(with_it.log10_p - math.log10(best.weight) + min(pilots) / math.log(10))
+    assert without.likely == pytest.approx(without.log10_p - math.log10(best.weight))
 
 
 @pytest.mark.parametrize(
