@@ -17,7 +17,8 @@ from torch import Tensor
 from ..onrw_core.clip import Clip
 from ..onrw_core.commands.report import certainty
 from ..onrw_core.extractors import LABELS
-from ..onrw_core.extractors.base import NO_LABEL, WORKING_SIZE, AlreadyMarkedError
+from ..onrw_core.extractors.base import NO_LABEL, AlreadyMarkedError, default_working_size
+from ..onrw_core.imaging.geometry import size_of
 from ..onrw_core.imaging.rounding import to_8bit
 from ..onrw_core.payload.message import ID_BITS, Message, bit_string, encode_text, photo_id
 from ..onrw_core.pipeline import Marked, embed
@@ -115,12 +116,12 @@ def working_size() -> io.Input:
     return advanced(
         io.Int.Input,
         "size",
-        default=WORKING_SIZE,
-        min=128,
+        default=0,
+        min=0,
         max=2048,
         step=64,
-        tooltip="Working size: the shorter side, in pixels, at which an image is marked. Larger is more robust and "
-        "slower. The image keeps its own size.",
+        tooltip="Working size: the shorter side, in pixels, at which an image is marked. 0: its own, from 512 up to "
+        "one megapixel in all. The image keeps its own size; smaller is faster, and less robust.",
     )
 
 
@@ -199,7 +200,7 @@ def _empty(clip: CLIP) -> list:
 
 def latent_shape(vae: VAE, original: Tensor, size: int) -> tuple[int, ...]:
     """Shape of the largest latent that marking an image (3, H, W) at a working size takes, (1, C, h, w)."""
-    working = working_image(original, size)
+    working = working_image(original, size or default_working_size(*size_of(original)))
     largest = max((padded(part.cut(working)) for part in windows(*working.shape[-2:])), key=Tensor.numel)
     factor = vae.spacial_compression_decode()
     return (1, vae.latent_channels, *(side // factor for side in largest.shape[-2:]))
@@ -226,7 +227,7 @@ class Marker:
         models: See there.
         reader: Extractor and key.
         settings: Settings; their number of iterations is that of steps of the progress bar for an image.
-        size: Working size in pixels.
+        size: Working size in pixels; 0 for the default.
         progress: Of the node.
         node: The class of the node, which shows a weak forecast.
     """
@@ -266,7 +267,7 @@ class Marker:
         def work(model: ComfyModel, autoencoder: ComfyAutoencoder) -> MarkedClip:
             first = frames[0].to(model.device)
             worst = self._embed(model, autoencoder, first, message, mask, generator)
-            clip = Clip(first, worst, model, autoencoder, generator=generator, size=self.size, mask=mask)
+            clip = Clip(first, worst, model, autoencoder, generator=generator, size=self.size or None, mask=mask)
             images = [worst.image.cpu()]
             for frame in frames[1:]:
                 marked = clip.mark(frame.to(model.device))
@@ -297,7 +298,7 @@ class Marker:
             null=self.models.null,
             settings=self.settings,
             generator=generator,
-            size=self.size,
+            size=self.size or None,
             mask=mask,
             on_forecast=partial(warn_weak, self.node),
             on_state=lambda state: self.progress.advance(state.image, start + steps * state.iteration // state.total),

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import pipeline
 from .extractors import KEYED, LABELS, NO_LABEL
-from .extractors.base import WORKING_SIZE, Extractor
+from .extractors.base import Extractor
 from .extractors.keyed import pilot_search
 from .extractors.loading import load_extractor
 from .extractors.reading import Detection, Reading
@@ -128,7 +128,7 @@ def embed(
     prompt: str = "",
     mask: Tensor | None = None,
     label: str | None = NO_LABEL,
-    size: int = WORKING_SIZE,
+    size: int | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> MarkedImage:
@@ -148,7 +148,8 @@ def embed(
         mask: (1, 1, H, W) in [0, 1]: area of the watermark; None for the whole image.
         label: Public label of a keyed watermark, one of `LABELS`, which everybody can read; None for a watermark
             without public layer. Where it is "none", the label of `settings` is kept.
-        size: The shorter side at which the image is optimised, pixels.
+        size: The shorter side at which the image is optimised, pixels; None: its own, from 512 up to one megapixel in
+            all (`default_working_size`).
         seed: Seed of all random draws.
         device: Device of model and extractor.
 

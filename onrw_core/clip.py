@@ -20,7 +20,7 @@ from torch import Tensor
 from .attacks import training_mix
 from .attacks.regeneration import regenerations
 from .diffusion.model import Autoencoder, DiffusionModel
-from .extractors.base import WORKING_SIZE, Extractor
+from .extractors.base import Extractor, default_working_size
 from .imaging.geometry import size_of
 from .imaging.metrics import ssim
 from .imaging.pixels import as_mask, as_rgb
@@ -50,7 +50,7 @@ class Clip:
         autoencoder: Autoencoder,
         *,
         generator: torch.Generator,
-        size: int = WORKING_SIZE,
+        size: int | None = None,
         mask: Tensor | None = None,
     ) -> None:
         """
@@ -60,10 +60,11 @@ class Clip:
             model: The model that it was marked with.
             autoencoder: Its autoencoder.
             generator: Source of all random draws.
-            size: The working size of the first frame.
+            size: The working size of the first frame; None for the default.
             mask: (1, 1, H, W) in [0, 1]: area of the watermark in each frame.
         """
         first = as_rgb(first)
+        size = size or default_working_size(*size_of(first))
         working, watermark = working_image(first, size), marked.watermarks[-1]
         self.shape, self.marked, self.settings = first.shape, marked, watermark.settings
         self.generator, self.size = generator, size

@@ -22,7 +22,7 @@ from torch import Tensor
 from .attacks import training_mix
 from .attacks.regeneration import regenerations
 from .diffusion.model import Autoencoder, Conditioning, DiffusionModel
-from .extractors.base import WORKING_SIZE, Extractor
+from .extractors.base import Extractor, default_working_size
 from .imaging.geometry import size_of
 from .imaging.metrics import ssim
 from .imaging.pixels import MIN_SIDE, as_mask, as_rgb
@@ -84,7 +84,7 @@ def embed(
     null: Conditioning | None,
     settings: Settings,
     generator: torch.Generator,
-    size: int = WORKING_SIZE,
+    size: int | None = None,
     mask: Tensor | None = None,
     on_forecast: OnForecast | None = None,
     on_inversion: Callable[[InversionState], None] | None = None,
@@ -102,7 +102,7 @@ def embed(
         null: The empty prompt's conditioning; None without guidance.
         settings: Settings, such as one of `PRESETS`.
         generator: Source of all random draws.
-        size: The working size: the shorter side at which the image is optimised, in pixels.
+        size: The working size: the shorter side at which the image is optimised, in pixels; None for the default.
         mask: (1, 1, H, W) in [0, 1]: area of the watermark.
         on_forecast: Called before the work with the forecast of the robustness, if it is weak, see `tell_if_weak`.
         on_inversion: Called with each `InversionState`, for progress.
@@ -118,6 +118,7 @@ def embed(
     start = time.perf_counter()
     image = as_rgb(image, min_side=MIN_SIDE)
     settings = settings.suited_to(model.distilled)
+    size = size or default_working_size(*size_of(image))
     working = working_image(image, size)
     whole = size_of(working)
     area = None if mask is None else F.interpolate(as_mask(mask), size=whole, mode="bilinear", align_corners=False)

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from ..attacks import attack, suite
-from ..extractors.base import WORKING_SIZE
 from ..extractors.keyed.pilot_search import PilotSearch, detect
 from ..extractors.keyed.reader import KEY_WEIGHT, Place, by_key, places, tiles_at
 from ..extractors.keyed.secret_layer import SecretLayer
@@ -183,7 +182,7 @@ def _readings(path: str, image: Tensor, layers: list[SecretLayer]) -> np.ndarray
         found = [_best(finder, list(by_key(finder, layer, [None])), [layer]) for layer in layers]
         best = np.concatenate(found) + math.log10(KEY_WEIGHT)  # as if the key alone had all of the false-positive rate
     else:
-        best = _best(finder, list(places(finder, None, WORKING_SIZE, path == "search")), layers)
+        best = _best(finder, list(places(finder, None, None, path == "search")), layers)
     return np.minimum(best, 0)
 
 

@@ -111,9 +111,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         type=number(int, 64, 4096),
-        default=512,
         metavar="N",
-        help="working size of the shorter side, in pixels (default: 512)",
+        help="working size of the shorter side, in pixels (default: its own, from 512 up to one megapixel in all)",
     )
     parser.add_argument("--mask", metavar="FILE", help="image that is white where the photo may be marked")
     parser.add_argument(

@@ -142,7 +142,7 @@ class Marker:
         key: Key | None,
         mask: Mask | None,
         prompt: str,
-        size: int,
+        size: int | None,
         seed: int,
         write_label: bool = False,
     ) -> None:

@@ -20,13 +20,34 @@ from ..payload.message import Decoded, decode
 from . import NO_LABEL
 from .reading import Reading, message_log10_p
 
-__all__ = ["WINDOW", "WORKING_SIZE", "AlreadyMarkedError", "Extractor", "ExtractorError", "frames_of", "log10_rate"]
+__all__ = [
+    "WINDOW",
+    "WORKING_PIXELS",
+    "WORKING_SIZE",
+    "AlreadyMarkedError",
+    "Extractor",
+    "ExtractorError",
+    "frames_of",
+    "log10_rate",
+    "default_working_size",
+]
 
 TEMPERATURE = 10.0  # temperature of the message loss, arXiv 2601.17388
 BOUND = 0.7  # q of the generalised cross-entropy, between 0 (cross-entropy) and 1 (share of wrong bits)
 PULL = 0.1  # weight of the cross-entropy added to it
 WINDOW = 160 * 160  # pixels: many receptive fields of a decoder, and a third of a second on one core
-WORKING_SIZE = 512  # pixels of the shorter side of the working image
+WORKING_SIZE = 512  # pixels of the shorter side of the working image, at least
+WORKING_PIXELS = 2**20  # of the working image, unless its shorter side would be less than that
+
+
+def default_working_size(height: int, width: int) -> int:
+    """The shorter side at which an image is marked by default, in pixels.
+
+    An image's own size is the best, because a watermark that is enlarged becomes coarser, so more visible: the same
+    quality leaves less of it. Working images of more than `WORKING_PIXELS` would take too long.
+    """
+    shorter, longer = sorted((height, width))
+    return max(WORKING_SIZE, min(shorter, int(math.sqrt(WORKING_PIXELS * shorter / longer))))
 
 
 class ExtractorError(ValueError):
@@ -158,7 +179,7 @@ class Extractor(ABC):
         *,
         search: bool = True,
         fpr: float = 1e-6,
-        size: int = WORKING_SIZE,
+        size: int | None = None,
         deep: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> Reading:
@@ -174,7 +195,7 @@ class Extractor(ABC):
             search: Whether to search all rotations and scales if nothing is detected without a search. Third-party
                 decoders never search.
             fpr: Largest false-positive rate, over all attempts together.
-            size: Working size of the marking: the shorter side in pixels; used by the search.
+            size: Working size of the marking: the shorter side in pixels; None for the default of the image's size.
             deep: Last, search rotations of +-10 degrees and scales of .7 to 1.4 by the key alone, for images whose
                 public layer is gone; takes minutes.
             progress: Called with the done share of the deep search.

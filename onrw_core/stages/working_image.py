@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..extractors.base import WORKING_SIZE
-
 __all__ = ["Window", "blend", "padded", "windows", "working_image"]
 
 MULTIPLE = 64  # the padded sides are multiples of it: UNets halve latents of 1/8 up to three times
@@ -29,7 +27,7 @@ WINDOW_SIDE = 1024  # side of the windows of larger images, pixels
 OVERLAP = 128  # pixels; a multiple of the tile, like the sides of windows
 
 
-def working_image(image: Tensor, size: int = WORKING_SIZE) -> Tensor:
+def working_image(image: Tensor, size: int) -> Tensor:
     """Resize an image to its working size; the aspect ratio is kept to the pixel.
 
     Args:

@@ -89,7 +89,7 @@ def marked_and_saved(source: str, text: str = "", prefix: str = "onrw/marked") -
         "public_label": "none",
         "file_quality": 95,
         "note": "",
-        "size": 512,
+        "size": 0,
     }
     return Node("save", "ONRW_SaveImage", inputs, height=SAVED, width=320)
 
@@ -101,7 +101,7 @@ def embed(source: str, text: str = "Ann 5", height: int = VIEWS, **others: str) 
     inputs = {"image": source, "text": text, "strength": "balanced", "quality": 90.0, "preset": "fast"}
     inputs |= {"public_label": "none"}
     return Node(
-        "embed", "ONRW_Embed", {**inputs, "size": 512, "seed": 0, **ONE_BY_ONE, **others}, height=height, width=420
+        "embed", "ONRW_Embed", {**inputs, "size": 0, "seed": 0, **ONE_BY_ONE, **others}, height=height, width=420
     )
 
 

@@ -34,7 +34,7 @@ from ...imaging.rounding import LEVELS
 from ...payload.keys import Key
 from ...payload.message import decode
 from .. import KEYED, NO_LABEL
-from ..base import WORKING_SIZE, AlreadyMarkedError, Extractor, frames_of
+from ..base import AlreadyMarkedError, Extractor, frames_of
 from ..reading import Detection, Reading
 from .band import TILE, band_basis
 from .pilot_search import detect
@@ -240,7 +240,7 @@ class KeyedExtractor(Extractor):
         *,
         search: bool = True,
         fpr: float = 1e-6,
-        size: int = WORKING_SIZE,
+        size: int | None = None,
         deep: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> Reading:

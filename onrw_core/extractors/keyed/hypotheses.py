@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...imaging.geometry import Geometry
+from ..base import default_working_size
 from .comb_search import ASPECTS, Candidate, candidates, levels, on_lines
 
 __all__ = ["Hypothesis", "searched", "unsearched"]
@@ -59,15 +60,16 @@ class Hypothesis(NamedTuple):
     upright: bool = False
 
 
-def unsearched(projections: Tensor, size: int, share: float) -> list[Hypothesis]:
+def unsearched(projections: Tensor, size: int | None, share: float) -> list[Hypothesis]:
     """The image as received, and resized to the working size.
 
     Args:
         projections: Projections of the image, (P, 1, H, W).
-        size: Working size of the marking: the shorter side in pixels.
+        size: Working size of the marking: the shorter side in pixels; None for the default of the image's size.
         share: Sum of the weights.
     """
-    scale = size / min(projections.shape[-2:])
+    height, width = projections.shape[-2:]
+    scale = (size or default_working_size(height, width)) / min(height, width)
     same = SAME_SCALE if scale != 1 else 1.0
     geometries = [(None, RECEIVED_SIDES, same), (Geometry.scale(scale), RESAMPLED_SIDES, 1 - same)]
     shares = [1 - IN_LUMINANCE, IN_LUMINANCE] if len(projections) > 1 else [1.0]

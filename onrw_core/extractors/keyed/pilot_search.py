@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...imaging.geometry import Geometry
-from ..base import WORKING_SIZE, log10_rate
+from ..base import log10_rate
 from ..reading import Detection, pose_of
 from .alignment import ORIENTATIONS
 from .band import TILE
@@ -107,7 +107,7 @@ def moves(correction: Geometry, points: Tensor) -> bool:
 
 @torch.no_grad()
 def detect(
-    image: Tensor, *, search: bool = True, quick: bool = False, fpr: float = 1e-6, size: int = WORKING_SIZE
+    image: Tensor, *, search: bool = True, quick: bool = False, fpr: float = 1e-6, size: int | None = None
 ) -> Detection:
     """Find the public layer and its label.
 
@@ -116,7 +116,7 @@ def detect(
         search: Whether to search all rotations and scales if nothing is detected without a search.
         quick: Search only where the spectrum shows a lattice, for images that were hardly changed.
         fpr: Largest false-positive rate, over all attempts together.
-        size: Working size of the marking: the shorter side in pixels.
+        size: Working size of the marking: the shorter side in pixels; None for the default of the image's size.
     """
     start, limit, finder = time.perf_counter(), log10_rate(fpr), PilotSearch(image)
     projections = finder.views.projections

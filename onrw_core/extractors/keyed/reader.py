@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ...imaging.geometry import Geometry, size_of
 from ...payload.message import Decoded
-from ..base import WORKING_SIZE, log10_rate
+from ..base import log10_rate
 from ..reading import Reading, pose_of
 from .alignment import ORIENTATIONS
 from .band import TILE
@@ -138,7 +138,7 @@ class Attempt:
         return self.log10_p - math.log10(self.place.weight) + (0.0 if pilot is None else pilot.log_p / math.log(10))
 
 
-def places(finder: PilotSearch, layer: SecretLayer | None, size: int, search: bool) -> Iterator[Place]:
+def places(finder: PilotSearch, layer: SecretLayer | None, size: int | None, search: bool) -> Iterator[Place]:
     """The places to be read, in order; without a layer those that do not depend on the key."""
     projections, share = finder.views.projections, RECEIVED_WEIGHT if search else 1.0
     received = unsearched(projections, size, share)
@@ -332,7 +332,7 @@ def read(
     *,
     search: bool = True,
     fpr: float = 1e-6,
-    size: int = WORKING_SIZE,
+    size: int | None = None,
     at: Geometry | None = None,
     deep: bool = False,
     progress: Callable[[float], None] | None = None,
