@@ -67,9 +67,14 @@ def opaque_area(mask: Tensor | None, alpha: Tensor | None) -> Tensor | None:
 
     Returns:
         (1, 1, H, W); None for everywhere.
+
+    Raises:
+        ValueError: The image is transparent everywhere.
     """
     if alpha is None or alpha.min() == 1:
         return mask
+    if not alpha.max() > 0:
+        raise ValueError("image: is transparent everywhere, so there is nothing to mark; give it an opaque part")
     alpha = alpha.reshape(1, 1, *alpha.shape[-2:])
     if mask is None:
         return alpha

@@ -642,3 +642,10 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
 def test_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "onrw_core", "--version"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.startswith("onrw ")
+
+
+def test_a_transparent_image_is_refused_by_name(onrw):
+    Image.new("RGBA", (SIDE, SIDE), (90, 120, 60, 0)).save("clear.png")
+    code, _, err = onrw("embed", "clear.png", "-o", "m.png", "--key", "my.key", "--id", "1")
+    assert code == 2 and "transparent everywhere" in err and "mask" not in err
+    assert not Path("m.png").exists()
