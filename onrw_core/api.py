@@ -156,7 +156,7 @@ def embed(
     Raises:
         ValueError: Invalid input; the message names the input and the remedy.
     """
-    if not isinstance(size, int) or size < MIN_SIDE:
+    if size is not None and (not isinstance(size, int) or size < MIN_SIDE):
         raise ValueError(f"size: is {size}; give a whole number of pixels, at least {MIN_SIDE}")
     _check(mask=(mask, Tensor), settings=(settings, (str, Settings)), prompt=(prompt, str), device=(device, str))
     original = _decoded(image)
