@@ -163,8 +163,8 @@ def test_verdict_and_views_are_drawn_on_the_nodes(browser, server):
     data = json.loads((ROOT / "workflows" / "Mark a photo.json").read_text(encoding="utf-8"))
     marking = next(node for node in data["nodes"] if node["type"] == "ONRW_Embed")
     values = marking["widgets_values"]
-    assert values[0] == "Ann 5" and values[3:6] == ["fast", "none", 512]
-    values[0], values[3] = MARKUP, "quick"
+    assert values[0] == "Ann 5" and values[3:6] == ["fast", "none", 0]
+    values[0], values[3], values[5] = MARKUP, "quick", 512
     browser.run(f"app.loadGraphData({json.dumps(data)})")
     run_page(browser, server)
     browser._wait(lambda: browser.run(f"({CARDS})().length") == 2, 30)
