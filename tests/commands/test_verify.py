@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,7 +71,10 @@ def test_bad_files_and_existing_reports(onrw):
         code, out, err = onrw("verify", file, "--key", "my.key", "--html", "new.html")
         assert code == 2 and reason in err and out == ""
     code, _, err = onrw("verify", "photos/0.png", "--key", "my.key", "--html", "my.key")
-    assert code == 2 and "already exists" in err and Key.load("my.key") == KEY
+    assert code == 2 and "is the file of --key" in err and Key.load("my.key") == KEY
+    Path("old.html").write_text("mine", encoding="utf-8")
+    code, _, err = onrw("verify", "photos/0.png", "--key", "my.key", "--html", "old.html")
+    assert code == 2 and "already exists" in err and Path("old.html").read_text(encoding="utf-8") == "mine"
 
 
 def reading(log10_p, **more):
