@@ -47,7 +47,10 @@ def default_working_size(height: int, width: int) -> int:
     quality leaves less of it. Working images of more than `WORKING_PIXELS` would take too long.
     """
     shorter, longer = sorted((height, width))
-    return max(WORKING_SIZE, min(shorter, int(math.sqrt(WORKING_PIXELS * shorter / longer))))
+    size = min(shorter, int(math.sqrt(WORKING_PIXELS * shorter / longer)))
+    if size * round(size * longer / shorter) > WORKING_PIXELS:  # by the rounding of the longer side
+        size -= 1
+    return max(WORKING_SIZE, size)
 
 
 class ExtractorError(ValueError):
