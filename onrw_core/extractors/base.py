@@ -27,9 +27,9 @@ __all__ = [
     "AlreadyMarkedError",
     "Extractor",
     "ExtractorError",
+    "default_working_size",
     "frames_of",
     "log10_rate",
-    "default_working_size",
 ]
 
 TEMPERATURE = 10.0  # temperature of the message loss, arXiv 2601.17388
