@@ -19,5 +19,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.api"), name)
+        from .torch_modes import own_modes  # imports torch
+
+        with own_modes():  # tables are made when a module is imported
+            return getattr(importlib.import_module(f"{__name__}.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

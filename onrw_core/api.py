@@ -16,17 +16,17 @@ each side. Alpha channel and metadata of a file are kept in the file that `Marke
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, wraps
-from typing import ParamSpec, TypeAlias, TypeVar
+from functools import lru_cache
+from typing import TypeAlias
 
 import PIL.Image
 import torch
 from torch import Tensor
 
 from . import pipeline
-from .extractors import KEYED, LABELS, NO_LABEL
+from .arguments import as_path, as_whole, check_type, check_types
+from .extractors import KEYED, LABELS, MOST_FRAMES, NO_LABEL
 from .extractors.base import Extractor
 from .extractors.keyed import pilot_search
 from .extractors.loading import load_extractor
@@ -35,16 +35,16 @@ from .imaging import files
 from .imaging.pixels import MIN_SIDE, as_rgb, opaque_area
 from .imaging.video import is_video, sample
 from .models import MINI, load_model
-from .payload.keys import Key
+from .payload.keys import Key, check_key
 from .payload.message import Message, encode_id, encode_text, raw
 from .stages.noise_optimisation import PRESETS, Settings
+from .torch_modes import in_own_modes
 
 __all__ = ["LABELS", "PRESETS", "Detection", "Image", "Key", "MarkedImage", "detect", "embed", "extract"]
 
 Image: TypeAlias = str | os.PathLike[str] | PIL.Image.Image | Tensor
 
-P = ParamSpec("P")
-T = TypeVar("T")
+SEEDS = 2**64  # of torch's generators
 
 _model = lru_cache(maxsize=1)(load_model)  # the last model stays loaded
 
@@ -87,8 +87,9 @@ class MarkedImage:
         Raises:
             ImageError: Unknown suffix, existing file, alpha or a label that the format does not support, or not
                 writable.
-            ValueError: There is no label to write.
+            ValueError: There is no label to write, or `path` is none.
         """
+        path = as_path("path", path)
         like = self._original
         if write_label:
             if self.label is None or self.label == NO_LABEL:
@@ -97,24 +98,7 @@ class MarkedImage:
         files.save(path, self.image, like=like, overwrite=overwrite)
 
 
-def _in_own_modes(function: Callable[P, T]) -> Callable[P, T]:
-    """Call a function with gradients and full precision, whatever modes of torch the caller has on.
-
-    Reading as well: tensors that are cached under `inference_mode` cannot be differentiated later.
-    """
-
-    @wraps(function)
-    def run(*arguments: P.args, **options: P.kwargs) -> T:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            if not torch.cuda.is_available():
-                return function(*arguments, **options)
-            with torch.autocast("cuda", enabled=False):
-                return function(*arguments, **options)
-
-    return run
-
-
-@_in_own_modes
+@in_own_modes
 def embed(
     image: Image,
     *,
@@ -124,7 +108,7 @@ def embed(
     bits: str | Tensor | None = None,
     settings: str | Settings = "fast",
     extractor: str | os.PathLike[str] | Extractor = KEYED,
-    model: str = MINI,
+    model: str | os.PathLike[str] = MINI,
     prompt: str = "",
     mask: Tensor | None = None,
     label: str | None = NO_LABEL,
@@ -150,15 +134,17 @@ def embed(
             without public layer. Where it is "none", the label of `settings` is kept.
         size: The shorter side at which the image is optimised, pixels; None: its own, from 512 up to one megapixel in
             all (`default_working_size`).
-        seed: Seed of all random draws.
+        seed: Seed of all random draws, 0 to 2^64 - 1.
         device: Device of model and extractor.
 
     Raises:
         ValueError: Invalid input; the message names the input and the remedy.
     """
-    if size is not None and (not isinstance(size, int) or size < MIN_SIDE):
-        raise ValueError(f"size: is {size}; give a whole number of pixels, at least {MIN_SIDE}")
-    _check(mask=(mask, Tensor), settings=(settings, (str, Settings)), prompt=(prompt, str), device=(device, str))
+    size = None if size is None else as_whole("size", size, MIN_SIDE, unit=" of pixels")
+    seed = as_whole("seed", seed, 0, SEEDS - 1)
+    check_types(mask=(mask, Tensor | None), settings=(settings, str | Settings), prompt=(prompt, str))
+    as_path("model", model)
+    device = _usable(device)
     original = _decoded(image)
     reader = _extractor(extractor, key)
     message = _message(key, text, id, bits, reader.sizes)
@@ -168,7 +154,7 @@ def embed(
         settings = PRESETS[settings].with_(**reader.marking)
     if label != NO_LABEL:
         settings = replace(settings, label=label)
-    loaded = _model(model, _usable(device))
+    loaded = _model(os.fspath(model), device)
     marked = pipeline.embed(
         original.rgb.to(device),
         loaded.model,
@@ -188,7 +174,7 @@ def embed(
     return MarkedImage(marked.image.cpu(), message.bits, *figures, public, original)
 
 
-@_in_own_modes
+@in_own_modes
 def extract(
     image: Image,
     *,
@@ -206,18 +192,20 @@ def extract(
         image: See the module. Also the path of a video (extra [video]), or the frames of a clip, (F, 3, H, W): the
             frames are read together.
         key: Key of the watermark; without a key, a third-party decoder gives bits without a message.
-        fpr: Largest false-positive rate.
+        fpr: Largest false-positive rate, between 0 and 1.
         search: Whether to search all rotations and scales if nothing is detected without a search.
         deep: Whether to search small rotations and scales by the key alone after that, for minutes.
-        frames: Of a video, read so many frames, at even distances of time.
+        frames: Of a video, read so many frames, 1 to 64, at even distances of time.
         extractor: See `embed`.
         device: Device of a third-party decoder.
 
     Raises:
         ValueError: Invalid input; the message names the input and the remedy.
     """
-    if isinstance(image, Tensor) and image.ndim == 4:
-        pixels = image.detach().cpu().clone()
+    frames = as_whole("frames", frames, 1, MOST_FRAMES)
+    check_types(search=(search, bool), deep=(deep, bool))
+    if isinstance(image, Tensor):
+        pixels = as_rgb(image, batch=image.ndim == 4, min_side=MIN_SIDE)
     elif isinstance(image, (str, os.PathLike)) and is_video(image):
         pixels = sample(image, frames)
     else:
@@ -225,7 +213,7 @@ def extract(
     return _extractor(extractor, key).to(_usable(device)).read(pixels, key, search=search, fpr=fpr, deep=deep)
 
 
-@_in_own_modes
+@in_own_modes
 def detect(image: Image, *, fpr: float = 1e-6, search: bool = True) -> Detection:
     """Find the public layer of a watermark and its label, without a key.
 
@@ -234,56 +222,45 @@ def detect(image: Image, *, fpr: float = 1e-6, search: bool = True) -> Detection
 
     Args:
         image: See the module.
-        fpr: Largest false-positive rate.
+        fpr: Largest false-positive rate, between 0 and 1.
         search: Whether to search all rotations and scales if nothing is detected without a search.
 
     Raises:
         ValueError: Invalid input; the message names the input and the remedy.
     """
+    check_type("search", search, bool)
     return pilot_search.detect(_decoded(image).rgb[None], search=search, fpr=fpr)
 
 
 def _decoded(image: Image) -> files.DecodedImage:
     if isinstance(image, Tensor):
-        # A copy: a tensor that was made under `inference_mode` cannot be differentiated.
-        return files.DecodedImage(as_rgb(image.detach().cpu().clone(), min_side=MIN_SIDE))
+        return files.DecodedImage(as_rgb(image, min_side=MIN_SIDE).cpu())
     if isinstance(image, PIL.Image.Image):
         return files.from_pil(image)
     if not isinstance(image, (str, os.PathLike)):
         raise ValueError(
             f"image: is a {type(image).__name__}; give a path, a Pillow image or a tensor (3, height, width)"
         )
-    return files.load(image)
-
-
-def _check(**given: tuple[object, type | tuple[type, ...]]) -> None:
-    """Refuse arguments of another type: name -> (value, types); None is no value.
-
-    Raises:
-        ValueError: See above.
-    """
-    for name, (value, types) in given.items():
-        if value is not None and not isinstance(value, types):
-            names = [one.__name__ for one in (types if isinstance(types, tuple) else (types,))]
-            raise ValueError(f"{name}: is a {type(value).__name__}; give {' or '.join(names)}")
+    return files.load(as_path("image", image))
 
 
 def _usable(device: str) -> str:
-    """A device that torch has here.
+    """A device that torch has here, and that holds values, which "meta" does not.
 
     Raises:
         ValueError: It has not.
     """
+    check_type("device", device, str)
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device}: cannot be used ({str(error).splitlines()[0]}); use cpu") from None
     return device
 
 
 def _extractor(extractor: str | os.PathLike[str] | Extractor, key: Key | None) -> Extractor:
-    if isinstance(key, (str, bytes, os.PathLike)):
-        raise ValueError(f"key: is a {type(key).__name__}; load it with Key.load(FILE)")
+    if key is not None:
+        check_key(key)
     return extractor if isinstance(extractor, Extractor) else load_extractor(extractor, key)
 
 
@@ -292,7 +269,6 @@ def _message(
 ) -> Message:
     if sum(given is not None for given in (text, id, bits)) != 1:
         raise ValueError("message: give one of text, id and bits")
-    _check(text=(text, str), id=(id, str), bits=(bits, (str, Tensor)))
     if bits is not None:
         return raw(bits)
     if key is None:

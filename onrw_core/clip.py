@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import check_types
 from .attacks import training_mix
 from .attacks.regeneration import regenerations
 from .diffusion.model import Autoencoder, DiffusionModel
-from .extractors.base import Extractor, default_working_size
+from .extractors.base import Extractor, working_size
 from .imaging.geometry import size_of
 from .imaging.metrics import ssim
 from .imaging.pixels import as_mask, as_rgb
@@ -28,6 +29,7 @@ from .imaging.registration import Shift, overlap, translated, translation
 from .pipeline import Marked
 from .stages.composition import Composer, compose
 from .stages.working_image import working_image
+from .torch_modes import in_own_modes
 
 __all__ = ["Clip"]
 
@@ -42,6 +44,7 @@ TINY = 1e-20
 class Clip:
     """A clip whose first frame is marked, and whose later frames are marked in their order."""
 
+    @in_own_modes
     def __init__(
         self,
         first: Tensor,
@@ -62,9 +65,20 @@ class Clip:
             generator: Source of all random draws.
             size: The working size of the first frame; None for the default.
             mask: (1, 1, H, W) in [0, 1]: area of the watermark in each frame.
+
+        Raises:
+            ValueError: Input that `as_rgb` or `as_mask` refuses, or another argument of another kind.
         """
         first = as_rgb(first)
-        size = size or default_working_size(*size_of(first))
+        check_types(
+            marked=(marked, Marked),
+            model=(model, DiffusionModel),
+            autoencoder=(autoencoder, Autoencoder),
+            generator=(generator, torch.Generator),
+        )
+        if not marked.watermarks:
+            raise ValueError("marked: is of a later frame of a clip; give the result of pipeline.embed for the first")
+        size = working_size(size, *size_of(first))
         working, watermark = working_image(first, size), marked.watermarks[-1]
         self.shape, self.marked, self.settings = first.shape, marked, watermark.settings
         self.generator, self.size = generator, size
@@ -77,19 +91,20 @@ class Clip:
         self.reference = working  # the frame that motion is measured against
         self.before = self.present = Shift(0, 0)  # of the content since the first frame: of the reference, and now
 
+    @in_own_modes
     def mark(self, frame: Tensor) -> Marked:
         """Mark the next frame, (3, H, W) in [0, 1].
 
         Raises:
             ValueError: It has another size than the first frame, or `as_rgb` refuses it.
         """
+        start = time.perf_counter()
+        frame = as_rgb(frame, "frame")
         if frame.shape != self.shape:
             raise ValueError(
                 f"frames: one has {_pixels(frame.shape)} pixels and the first {_pixels(self.shape)}; "
                 "give frames of one size"
             )
-        start = time.perf_counter()
-        frame = as_rgb(frame)
         working = working_image(frame, self.size)
         new = self._follow(working)
         extractor = self.marked.extractor.for_window(-self.present.y, -self.present.x)

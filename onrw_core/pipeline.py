@@ -19,13 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import check_types
 from .attacks import training_mix
 from .attacks.regeneration import regenerations
 from .diffusion.model import Autoencoder, Conditioning, DiffusionModel
-from .extractors.base import Extractor, default_working_size
+from .extractors.base import Extractor, working_size
 from .imaging.geometry import size_of
 from .imaging.metrics import ssim
 from .imaging.pixels import MIN_SIDE, as_mask, as_rgb
+from .payload.message import as_bits
 from .stages.composition import Composer, Composition, compose
 from .stages.constrained_denoising import Constraint, OriginalBranch, marked_branch, original_branch
 from .stages.inversion import InversionState, invert
@@ -35,6 +37,7 @@ from .stages.quality import Judgement
 from .stages.robustness import OnForecast, Robustness, robustness, tell_if_weak
 from .stages.sparing import spared
 from .stages.working_image import blend, padded, windows, working_image
+from .torch_modes import in_own_modes
 
 __all__ = ["Denoised", "Marked", "denoise_watermark", "embed"]
 
@@ -73,6 +76,7 @@ class Marked:
     robustness: Robustness | None = None
 
 
+@in_own_modes
 def embed(
     image: Tensor,
     model: DiffusionModel,
@@ -113,12 +117,28 @@ def embed(
 
     Raises:
         AlreadyMarkedError: The image carries a watermark of the same key, and `settings.again` is off.
-        ValueError: Input that `as_rgb` or `as_mask` refuses, or a working image that is too large.
+        ValueError: Input that `as_rgb` or `as_mask` refuses, another argument of another kind, or a working image that
+            is too large.
     """
     start = time.perf_counter()
     image = as_rgb(image, min_side=MIN_SIDE)
+    check_types(
+        model=(model, DiffusionModel),
+        autoencoder=(autoencoder, Autoencoder),
+        extractor=(extractor, Extractor),
+        positive=(positive, Conditioning),
+        null=(null, Conditioning | None),
+        settings=(settings, Settings),
+        generator=(generator, torch.Generator),
+        on_forecast=(on_forecast, Callable | None),
+        on_inversion=(on_inversion, Callable | None),
+        on_state=(on_state, Callable | None),
+    )
+    bits = as_bits(bits)
+    if len(bits) != extractor.num_bits:
+        raise ValueError(f"bits: are {len(bits)}, and the extractor reads {extractor.num_bits}; use its for_bits()")
     settings = settings.suited_to(model.distilled)
-    size = size or default_working_size(*size_of(image))
+    size = working_size(size, *size_of(image))
     working = working_image(image, size)
     whole = size_of(working)
     area = None if mask is None else F.interpolate(as_mask(mask), size=whole, mode="bilinear", align_corners=False)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..extractors import MOST_FRAMES
 from .common import Progress, add_fpr, add_key, add_verbose, number, p_value, run_batch
 from .decoders import add_extractor, load_reader, reader_key
 from .expected import add_expected, expected_bits, fields, sentence
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_verbose(parser)
     parser.add_argument(
         "--frames",
-        type=number(int, 1, 64),
+        type=number(int, 1, MOST_FRAMES),
         default=FRAMES,
         metavar="N",
         help=f"of videos: read so many frames together, at even distances of time (default: {FRAMES})",

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import as_whole, is_number, shown
 from ..imaging.geometry import Geometry
-from ..imaging.pixels import as_rgb
+from ..imaging.pixels import MIN_SIDE, as_rgb, check_tensor
 from ..imaging.registration import aligned
 from ..payload.keys import Key
 from ..payload.message import Decoded, decode
+from ..torch_modes import in_own_modes
 from . import NO_LABEL
 from .reading import Reading, message_log10_p
 
@@ -30,6 +32,7 @@ __all__ = [
     "default_working_size",
     "frames_of",
     "log10_rate",
+    "working_size",
 ]
 
 TEMPERATURE = 10.0  # temperature of the message loss, arXiv 2601.17388
@@ -53,6 +56,17 @@ def default_working_size(height: int, width: int) -> int:
     return max(WORKING_SIZE, size)
 
 
+def working_size(size: int | None, height: int, width: int) -> int:
+    """The shorter side at which an image is marked, in pixels: `size`, or the default where it is None.
+
+    Raises:
+        ValueError: `size` is no whole number of pixels, or too small.
+    """
+    if size is None:
+        return default_working_size(height, width)
+    return as_whole("size", size, MIN_SIDE, unit=" of pixels")
+
+
 class ExtractorError(ValueError):
     """A decoder that is missing, damaged, not allowed, or of another kind than stated."""
 
@@ -71,6 +85,7 @@ def frames_of(image: Tensor, align: bool = True) -> Tensor:
     Raises:
         ValueError: What `as_rgb` refuses.
     """
+    check_tensor(image, "image")
     if image.ndim != 4:
         return as_rgb(image)[None]
     frames = as_rgb(image, batch=True)
@@ -83,8 +98,8 @@ def log10_rate(fpr: float) -> float:
     Raises:
         ValueError: `fpr` is not between 0 and 1.
     """
-    if not 0 < fpr < 1:
-        raise ValueError(f"fpr is {fpr}; a false-positive rate lies between 0 and 1, e.g. 1e-6")
+    if not is_number(fpr) or not 0 < fpr < 1:
+        raise ValueError(f"fpr: is {shown(fpr)}; a false-positive rate lies between 0 and 1, e.g. 1e-6")
     return math.log10(fpr)
 
 
@@ -174,6 +189,7 @@ class Extractor(ABC):
             (B, num_bits), positive = bit 1, differentiable.
         """
 
+    @in_own_modes
     @torch.no_grad()
     def read(
         self,

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..arguments import as_path
 from ..imaging.atomic import atomic_write
 from ..payload.keys import Key
 from . import KEYED
@@ -56,7 +57,7 @@ def load_extractor(
     Raises:
         ExtractorError: If the name is unknown, the key is missing, or the file is not a decoder.
     """
-    name = os.fspath(name_or_path)
+    path, name = as_path("extractor", name_or_path, ExtractorError), os.fspath(name_or_path)
     if name == KEYED:
         if key is None:
             raise ExtractorError("the extractor 'keyed' needs a key; make one with `onrw key new -o FILE`")
@@ -65,7 +66,6 @@ def load_extractor(
         return KeyedExtractor(key, num_bits)
     if name == RIVAGAN:
         return RivaganExtractor.load()
-    path = Path(name)
     if not path.is_file():
         raise ExtractorError(f"no extractor {name!r}: choose from {', '.join(NAMES)} or give a decoder file")
     if path.suffix == ".safetensors":

@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import as_whole, check_type
 from ..imaging.geometry import Geometry
+from ..imaging.pixels import as_rgb
 from ..imaging.thumbnail import Thumbnail, thumbnail
-from ..payload.message import Decoded, Message, bit_string, capacity, false_accept
+from ..payload.message import Decoded, Message, as_bits, bit_string, capacity, false_accept
 
 __all__ = ["Detection", "Match", "Pose", "Reading", "match_log10_p", "message_log10_p", "pose_of"]
 
@@ -165,13 +167,23 @@ class Reading:
         return len(self.logits)
 
     def thumbnail(self, image: Tensor) -> Thumbnail | None:
-        """The thumbnail of the image that was read, (3, H, W) in [0, 1]; None if nothing was detected."""
+        """The thumbnail of the image that was read, (3, H, W) in [0, 1]; None if nothing was detected.
+
+        Raises:
+            ValueError: What `as_rgb` refuses.
+        """
+        image = as_rgb(image)
         if not self.detected or self.geometry is None:
             return None
         return thumbnail(1 - image if self.negative else image, self.geometry)
 
     def match(self, expected: Tensor) -> Match | None:
-        """Compare with the bits (k,) of a given message; None if the numbers of bits differ."""
+        """Compare with the bits (k,) of a given message; None if the numbers of bits differ.
+
+        Raises:
+            ValueError: `expected` is no vector of 0 and 1.
+        """
+        expected = as_bits(expected, "expected")
         if len(expected) != self.num_bits:
             return None
         bits = self.bits
@@ -179,6 +191,7 @@ class Reading:
 
     def carries(self, message: Message) -> bool:
         """Whether it gives back what was marked: the same text or id, or every bit of raw ones."""
+        check_type("message", message, Message)
         if self.detected and message.kind != "raw":
             return (self.message.kind, self.message.value) == (message.kind, message.value)
         # Third-party decoders, which have no pose, cannot tell the presence of raw bits, or of few.
@@ -204,9 +217,13 @@ def message_log10_p(num_bits: int, corrected: int) -> float:
 
     Args:
         num_bits: n, one of `message.SIZES`.
-        corrected: e.
+        corrected: e, 0 to n.
+
+    Raises:
+        ValueError: Another n or e.
     """
     room = capacity(num_bits)
+    corrected = as_whole("corrected", corrected, 0, num_bits)
     messages = 2**room.payload * (TEXT_AND_ID_HEADERS if room.utf8_bytes else 1)
     ball = sum(math.comb(num_bits, i) for i in range(corrected + 1))
     return min(math.log10(messages * ball) - num_bits * math.log10(2), math.log10(false_accept(num_bits)))
@@ -220,8 +237,9 @@ def match_log10_p(bits: Tensor, expected: Tensor) -> float:
         expected: (k,) of 0/1, given.
 
     Raises:
-        ValueError: The numbers of bits differ.
+        ValueError: The numbers of bits differ, or there are others than 0 and 1.
     """
+    bits, expected = as_bits(bits), as_bits(expected, "expected")
     if bits.shape != expected.shape:
         raise ValueError(f"{len(bits)} bits were read and {len(expected)} are expected; give as many as were embedded")
     equal, k = int((bits == expected).sum()), len(bits)

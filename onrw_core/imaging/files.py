@@ -407,7 +407,7 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 def _levels(path: Path, kind: str, rgb: Tensor, like: DecodedImage | None) -> np.ndarray:
     """Colours and alpha, (H, W, 3 or 4) of uint8."""
-    rgb = as_rgb(rgb.detach().cpu(), str(path))
+    rgb = as_rgb(rgb, str(path)).cpu()
     alpha = None
     if like is not None:
         check_holds(path, like)

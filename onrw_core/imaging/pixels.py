@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MIN_SIDE", "as_mask", "as_rgb", "check_finite", "opaque_area"]
+from ..arguments import check_type
+
+__all__ = ["MIN_SIDE", "as_mask", "as_rgb", "check_finite", "check_tensor", "opaque_area"]
 
 MIN_SIDE = 64  # pixels: one tile of the watermark
 
@@ -26,11 +28,12 @@ def as_rgb(image: Tensor, name: str = "image", *, batch: bool = False, min_side:
         min_side: Least accepted side, in pixels.
 
     Returns:
-        The image; the same tensor where nothing had to be changed.
+        The image, without gradients; the same tensor where nothing had to be changed.
 
     Raises:
-        ValueError: Another shape or type, a side that is too short, NaN or infinite values.
+        ValueError: No tensor, another shape or type, a side that is too short, NaN or infinite values.
     """
+    check_tensor(image, name)
     shape = "(batch, 3, height, width)" if batch else "(3, height, width)"
     if image.ndim != 3 + batch or image.shape[-3] != 3 or image.numel() == 0:
         raise ValueError(f"{name}: has shape {tuple(image.shape)}; give RGB pixels of shape {shape}")
@@ -48,8 +51,9 @@ def as_mask(mask: Tensor, name: str = "mask") -> Tensor:
         name: Name of the input in error messages.
 
     Raises:
-        ValueError: Another shape or type, NaN or infinite values, or nothing but zeros.
+        ValueError: No tensor, another shape or type, NaN or infinite values, or nothing but zeros.
     """
+    check_tensor(mask, name)
     if mask.ndim != 4 or mask.shape[:2] != (1, 1) or mask.numel() == 0:
         raise ValueError(f"{name}: has shape {tuple(mask.shape)}; give one of shape (1, 1, height, width)")
     mask = _in_range(mask, name)
@@ -69,8 +73,10 @@ def opaque_area(mask: Tensor | None, alpha: Tensor | None) -> Tensor | None:
         (1, 1, H, W); None for everywhere.
 
     Raises:
-        ValueError: The image is transparent everywhere.
+        ValueError: The image is transparent everywhere, or what `as_mask` refuses.
     """
+    if mask is not None:
+        mask = as_mask(mask)
     if alpha is None or alpha.min() == 1:
         return mask
     if not alpha.max() > 0:
@@ -79,6 +85,20 @@ def opaque_area(mask: Tensor | None, alpha: Tensor | None) -> Tensor | None:
     if mask is None:
         return alpha
     return alpha * F.interpolate(mask, size=alpha.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def check_tensor(values: object, name: str) -> None:
+    """Raise an error unless there is a dense tensor.
+
+    Raises:
+        ValueError: Another object; a sparse, nested or quantized tensor; or one of the device "meta".
+    """
+    check_type(name, values, Tensor)
+    assert isinstance(values, Tensor)
+    if values.layout is not torch.strided or values.is_nested or values.is_quantized:
+        raise ValueError(f"{name}: is a sparse, nested or quantized tensor; give a dense one, e.g. by to_dense()")
+    if values.is_meta:
+        raise ValueError(f'{name}: is on the device "meta", so it has no values; give a tensor on the CPU or a GPU')
 
 
 def check_finite(values: Tensor, name: str) -> None:
@@ -94,7 +114,10 @@ def check_finite(values: Tensor, name: str) -> None:
 def _in_range(values: Tensor, name: str) -> Tensor:
     if not values.is_floating_point():
         raise ValueError(f"{name}: has values of type {values.dtype}; give floating point from 0 to 1")
+    # Some operations refuse views that are negated, and others tensors that were made under `inference_mode`.
+    values = values.float().resolve_neg()
+    values = values.detach() if values.requires_grad else values
+    values = values.clone() if values.is_inference() else values
     check_finite(values, name)
-    values = values.float()
     low, high = values.aminmax()
     return values if low >= 0 and high <= 1 else values.clamp(0, 1)

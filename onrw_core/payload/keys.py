@@ -20,9 +20,10 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..arguments import as_path, as_whole, check_type
 from ..imaging.atomic import atomic_write
 
-__all__ = ["ENVIRONMENT", "Key", "KeyFileError", "redacted"]
+__all__ = ["ENVIRONMENT", "Key", "KeyFileError", "check_key", "redacted"]
 
 ENVIRONMENT = "ONRW_KEY"
 PREFIX = "onrw-key-1:"
@@ -86,6 +87,7 @@ class Key:
         Raises:
             KeyFileError: If the text is not a key. The message never repeats it.
         """
+        check_type(source, text, str, error=KeyFileError)
         text = text.removeprefix("\ufeff").strip()
         if not text:
             raise KeyFileError(f"{source}: empty, so no key", f"delete it and {REMEDY}")
@@ -146,6 +148,7 @@ class Key:
         Raises:
             KeyFileError: If the variable is not set or holds no key.
         """
+        check_type("variable", variable, str, error=KeyFileError)
         text = os.environ.get(variable)
         if text is None:
             raise KeyFileError(f"no key: the environment variable {variable} is not set", REMEDY)
@@ -174,6 +177,8 @@ class Key:
 
     def stream(self, label: str, n: int) -> bytes:
         """The first `n` bytes of this key's random stream named `label`."""
+        check_type("label", label, str)
+        n = as_whole("n", n, 0)
         name = label.encode("utf-8")
         parts = len(self.secret).to_bytes(4, "big") + self.secret + len(name).to_bytes(4, "big") + name
         return hashlib.shake_256(parts).digest(n)
@@ -184,19 +189,30 @@ class Key:
         return self.stream("fingerprint", 8).hex()
 
 
+def check_key(key: object) -> None:
+    """Refuse what is no key, such as the name of its file.
+
+    Raises:
+        ValueError: See above.
+    """
+    check_type("key", key, Key, "load it with Key.load(FILE)")
+
+
 def redacted(text: str) -> str:
     """A text with every key in it hidden."""
+    check_type("text", text, str)
     return SECRET_TEXT.sub(HIDDEN, text)
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
     """The path of a key file; the text of a key is refused, and not shown."""
+    checked = as_path("key file", path, KeyFileError)
     if SECRET_TEXT.search(os.fspath(path)):
         raise KeyFileError(
             "key file: the text of a key was given in place of a file's name; save it in a file, or put it into the "
             f"environment variable {ENVIRONMENT}"
         )
-    return Path(path)
+    return checked
 
 
 def _decoded(content: bytes) -> str:

@@ -25,8 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import as_whole, check_type
+from ..imaging.pixels import check_tensor
 from .bch import BCH
-from .keys import Key
+from .keys import Key, check_key
 
 __all__ = [
     "ID_BITS",
@@ -36,6 +38,7 @@ __all__ = [
     "Capacity",
     "Decoded",
     "Message",
+    "as_bits",
     "bit_string",
     "capacity",
     "decode",
@@ -179,6 +182,8 @@ def encode_text(text: str, key: Key, num_bits: int | None = None) -> Message:
     Raises:
         ValueError: The text is empty, not printable or too long; the error states the capacity.
     """
+    check_type("text", text, str)
+    check_key(key)
     if not text or not text.isprintable():
         raise ValueError(f"text {_shown(text)}: must be one or more printable characters in one line")
     sizes = TEXT_SIZES if num_bits is None else (num_bits,)
@@ -209,6 +214,8 @@ def encode_id(value: str, key: Key, num_bits: int | None = None) -> Message:
     Raises:
         ValueError: `value` is not hexadecimal or does not fit.
     """
+    check_type("id", value, str)
+    check_key(key)
     digits = value.strip().lower().removeprefix("0x")
     if not digits or not set(digits) <= set("0123456789abcdef"):
         raise ValueError(f"id {_shown(value)}: not hexadecimal; use the digits 0-9 and a-f, e.g. c0ffee")
@@ -227,6 +234,7 @@ def encode_id(value: str, key: Key, num_bits: int | None = None) -> Message:
 def random_id(key: Key, generator: torch.Generator | None = None, num_bits: int = ID_BITS) -> Message:
     """Encode a random id, drawn from `generator`, or by the operating system if it is None."""
     digits = capacity(num_bits).id_digits
+    check_type("generator", generator, torch.Generator | None)
     if generator is None:
         value = secrets.token_hex(digits)[:digits]
     else:
@@ -242,6 +250,8 @@ def photo_id(key: Key, photo: str, num_bits: int = ID_BITS) -> Message:
         photo: Identifier of the photo, such as its digest.
         num_bits: Raw bits.
     """
+    check_key(key)
+    check_type("photo", photo, str)
     digits = capacity(num_bits).id_digits
     return encode_id(key.stream(f"message/photo id {photo}", digits).hex()[:digits], key, num_bits)
 
@@ -255,21 +265,37 @@ def raw(bits: str | Tensor) -> Message:
     Raises:
         ValueError: Values other than 0 and 1, or an unsupported number of bits.
     """
+    check_type("bits", bits, str | Tensor)
     if isinstance(bits, str):
         if not bits or not set(bits) <= {"0", "1"}:
             raise ValueError(f"bits {_shown(bits)}: write them as a string of 0 and 1")
         bits = torch.tensor([int(bit) for bit in bits])
-    bits = bits.detach().cpu()
-    if bits.ndim != 1 or not ((bits == 0) | (bits == 1)).all():
-        raise ValueError(f"bits of shape {tuple(bits.shape)}: a vector of 0 and 1 is needed")
+    bits = as_bits(bits)
     if not 1 <= len(bits) <= LARGEST:
         raise ValueError(f"{len(bits)} bits: a watermark carries 1 to {LARGEST}")
-    bits = bits.to(torch.int64)
     return Message("raw", bits, bit_string(bits))
+
+
+def as_bits(bits: Tensor, name: str = "bits") -> Tensor:
+    """Bits as int64 on the CPU.
+
+    Args:
+        bits: (k,) of 0/1, of any type.
+        name: Name of the argument in errors.
+
+    Raises:
+        ValueError: No such tensor.
+    """
+    check_tensor(bits, name)
+    bits = bits.detach().cpu()
+    if bits.ndim != 1 or not ((bits == 0) | (bits == 1)).all():
+        raise ValueError(f"{name} of shape {tuple(bits.shape)}: a vector of 0 and 1 is needed")
+    return bits.real.to(torch.int64)
 
 
 def bit_string(bits: Tensor | np.ndarray) -> str:
     """Bits (k,) of 0/1 as a string of 0 and 1."""
+    bits = bits if isinstance(bits, np.ndarray) else as_bits(bits)
     return "".join(map(str, bits.tolist()))
 
 
@@ -283,7 +309,14 @@ def decode(values: Tensor, key: Key) -> Decoded:
 
     Returns:
         The message; `kind` is None where the check fails.
+
+    Raises:
+        ValueError: `values` are no real tensor, or `key` is no key.
     """
+    check_tensor(values, "values")
+    if values.is_complex():
+        raise ValueError(f"values: are of type {values.dtype}; give floating logits or integer bits")
+    check_key(key)
     values = values.detach().cpu()
     if values.ndim != 1 or len(values) not in FORMATS:
         return Decoded()
@@ -313,6 +346,7 @@ def _read(content: np.ndarray, layout: Format) -> Decoded | None:
 
 
 def _format(num_bits: int) -> Format:
+    num_bits = as_whole("num_bits", num_bits, 1)
     if num_bits not in FORMATS:
         sizes = ", ".join(map(str, SIZES))
         raise ValueError(f"{num_bits} bits: messages have {sizes} bits; other sizes carry raw bits only")

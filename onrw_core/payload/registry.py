@@ -20,7 +20,9 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import as_path, as_whole, check_type, is_number, shown
 from ..imaging.metrics import luminance
+from ..imaging.pixels import as_rgb
 from ..imaging.thumbnail import LIKE, Thumbnail, likeness
 
 __all__ = ["Entry", "Registry", "RegistryError", "copied", "perceptual_hash"]
@@ -83,7 +85,7 @@ class Registry:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = as_path("registry", path, RegistryError)
         if not self.path.is_file():
             raise RegistryError(f"registry {self.path}: no such file; it is created when the first id is registered")
         with self._open() as connection:
@@ -108,7 +110,7 @@ class Registry:
         Raises:
             RegistryError: If it cannot be made, or something else is there.
         """
-        path = Path(path)
+        path = as_path("registry", path, RegistryError)
         if not path.exists() or not path.stat().st_size:  # an empty file: a process that was killed before the commit
             try:
                 connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
@@ -141,13 +143,20 @@ class Registry:
         Args:
             id: Hexadecimal, as messages carry it.
             file_hash, perceptual_hash, thumbnail, note: See `Entry`.
-            time: Seconds since 1970; now by default.
+            time: Seconds since 1970, before the year 10000; now by default.
             own: Whether no other image may have the id, see `has_another`.
 
         Raises:
-            RegistryError: If `id` is not hexadecimal, another image has it, or the file cannot be written.
+            RegistryError: If `id` is not hexadecimal, another argument is none of its kind, another image has the id,
+                or the file cannot be written.
         """
-        entry = Entry(_normal(id), _now() if time is None else time, file_hash, perceptual_hash, thumbnail, note)
+        when = _now() if time is None else time
+        if not is_number(when) or not 0 <= when < LATEST:
+            raise RegistryError(f"time: is {shown(when)}; give seconds since 1970, less than {LATEST:.0f}")
+        texts = {"file_hash": file_hash, "perceptual_hash": perceptual_hash, "thumbnail": thumbnail, "note": note}
+        for name, text in texts.items():
+            _check_text(name, text)
+        entry = Entry(_normal(id), float(when), **texts)
         with self._open(write=True) as connection:
             connection.execute("BEGIN IMMEDIATE")
             same = connection.execute(
@@ -175,10 +184,12 @@ class Registry:
 
     def has_another(self, id: str, image_hash: str) -> bool:
         """Whether an id was given to an image that looks otherwise than the one of that `perceptual_hash`."""
+        _check_text("image_hash", image_hash)
         return _others(self.lookup(id), image_hash)
 
     def of_file(self, file_hash: str) -> list[Entry]:
         """What was registered for a marked file, by the SHA-256 of its content."""
+        _check_text("file_hash", file_hash)
         return self._select("WHERE file_hash = ? ORDER BY time", file_hash)
 
     def entries(self) -> list[Entry]:
@@ -190,6 +201,8 @@ class Registry:
 
         This does not use the watermark, and is no proof: other images of the same scene are similar as well.
         """
+        _check_text("image_hash", image_hash)
+        distance = as_whole("distance", distance, 0)
         found = [(_distance(entry.perceptual_hash, image_hash), entry) for entry in self.entries()]
         return sorted((pair for pair in found if pair[0] <= distance), key=lambda pair: pair[0])
 
@@ -255,8 +268,11 @@ def perceptual_hash(image: Tensor) -> str:
 
     Returns:
         16 hexadecimal digits (the "dHash" of N. Krawetz, 2013); similar images differ in few bits.
+
+    Raises:
+        ValueError: What `as_rgb` refuses.
     """
-    small = F.interpolate(image[None].float(), size=(HASH_SIDE, HASH_SIDE + 1), mode="bilinear", antialias=True)
+    small = F.interpolate(as_rgb(image)[None], size=(HASH_SIDE, HASH_SIDE + 1), mode="bilinear", antialias=True)
     small = luminance(small.cpu())[0, 0]
     bits = (small[:, 1:] > small[:, :-1]).flatten().tolist()
     return f"{int(''.join('1' if bit else '0' for bit in bits), 2):0{HASH_SIDE**2 // 4}x}"
@@ -290,6 +306,15 @@ def _others(entries: list[Entry], image_hash: str) -> bool:
     return any(_distance(entry.perceptual_hash, image_hash) > SIMILAR for entry in entries)
 
 
+def _check_text(name: str, text: object) -> None:
+    check_type(name, text, str, error=RegistryError)
+    assert isinstance(text, str)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RegistryError(f"{name} {text[:40]!a}: has characters that are no Unicode; leave them out") from None
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -299,6 +324,7 @@ def _now() -> float:
 
 
 def _normal(id: str) -> str:
+    _check_text("id", id)
     digits = id.strip().lower().removeprefix("0x")
     if not digits or not set(digits) <= set("0123456789abcdef"):
         raise RegistryError(f"id {id[:40]!r}: not hexadecimal; use the digits 0-9 and a-f")

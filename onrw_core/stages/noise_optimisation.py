@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
+from ..arguments import as_whole, check_type, is_number, shown
 from ..attacks import MIXES, training_mix
 from ..attacks.regeneration import regenerations
 from ..diffusion.checkpointing import CheckpointingOnDemand
@@ -38,6 +39,7 @@ from .warm_start import INITIAL_RMS, STEPS, warm_start
 
 __all__ = ["PRESETS", "Objective", "Settings", "State", "Watermark", "combined_mask", "optimise"]
 
+KINDS = {"bool": bool, "str": str}  # of settings
 # With the gradient normalised to unit root mean square and an epsilon of that size, AdamW steps along the gradient
 # rather than its sign, whose size in flat areas would cost quality without carrying bits.
 EPSILON = 1.0
@@ -111,11 +113,16 @@ class Settings:
     spare: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "iterations", "attacks", "patience", "warm_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-            if getattr(self, name) != int(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number")
+        for each in fields(self):
+            value, (kind, *optional) = getattr(self, each.name), str(each.type).split(" | ")
+            if value is None and optional:
+                continue
+            if kind == "int":
+                as_whole(each.name, value, 1)
+            elif kind == "float" and not is_number(value):
+                raise ValueError(f"{each.name}: is {shown(value)}; give a finite number")
+            elif kind in KINDS:
+                check_type(each.name, value, KINDS[kind])
         if not 0 <= self.on_image < 1:
             raise ValueError(f"on_image is {self.on_image}; it must be at least 0 and less than 1")
         if self.space not in SPACES:

@@ -64,6 +64,16 @@ def test_a_video_is_marked_and_read(onrw, folder, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"marked.mkv", "ids.db"}
 
 
+def test_the_bits_of_a_video_are_printed(onrw, folder, tmp_path):
+    """Those that were embedded, in the words of both commands."""
+    result, bits = tmp_path / "marked.mkv", "01" * 16
+    code, out, err = onrw("embed", folder / "film.mp4", "-o", result, "--bits", bits, *QUICK, "--verbose")
+    assert code == 0 and f"32 raw bits, bits {bits}, {COUNT} frames" in out, err
+    code, out, _ = onrw("extract", result, "--verbose", "--frames", "2")
+    assert code == 0 and out.count("\n") == 1
+    assert "marked.mkv: marked (" in out and out.rstrip().endswith(f"; bits {bits}")
+
+
 def test_a_video_that_cannot_be_registered_is_not_written(onrw, folder, tmp_path, monkeypatch):
     """As an image: what has its name is registered."""
 

@@ -34,6 +34,8 @@ def test_values_outside_are_clamped_and_others_are_left_alone():
     assert as_rgb(image) is image
     assert torch.equal(as_rgb(image * 3 - 1), (image * 3 - 1).clamp(0, 1))
     assert as_rgb(image.double()).dtype == as_rgb(image.half()).dtype == torch.float32
+    assert as_rgb(image.to(torch.float8_e4m3fn)).dtype == torch.float32
+    assert not as_rgb(image.clone().requires_grad_()).requires_grad
     mask = torch.tensor([[[[-1.0, 0.5, 7.0]]]])
     assert as_mask(mask).tolist() == [[[[0.0, 0.5, 1.0]]]]
 
@@ -50,8 +52,13 @@ def test_values_outside_are_clamped_and_others_are_left_alone():
         (torch.zeros(1, 1, 3, 96, 96), r"has shape \(1, 1, 3, 96, 96\)"),
         (torch.zeros(3, 0, 96), r"has shape \(3, 0, 96\)"),
         (torch.zeros(3, 96, 96, dtype=torch.uint8), "uint8"),
+        (torch.zeros(3, 96, 96, dtype=torch.complex64), "complex64"),
+        (torch.zeros(3, 96, 96, device="meta"), 'on the device "meta"'),
+        (torch.zeros(3, 96, 96).to_sparse(), "sparse"),
+        (torch.nested.nested_tensor([torch.zeros(96, 96)] * 3), "nested"),
+        (torch.zeros(3, 96, 96).numpy(), "is a ndarray; give Tensor"),
     ],
-    ids=["nan", "inf", "grey", "alpha", "flat", "clips", "empty", "bytes"],
+    ids="nan inf grey alpha flat clips empty bytes complex meta sparse nested numpy".split(),
 )
 def test_what_is_no_picture_is_refused_by_name(reader, image, reason):
     with pytest.raises(ValueError, match=f": .*{reason}"):
@@ -84,6 +91,9 @@ def test_pictures_smaller_than_a_tile_cannot_be_marked():
         (torch.zeros(1, 1, 8, 8), "is empty"),
         (torch.full((1, 1, 8, 8), -1.0), "is empty"),
         (torch.full((1, 1, 8, 8), torch.nan), "NaN"),
+        (torch.zeros(1, 1, 8, 8, device="meta"), "is on the device"),
+        (torch.ones(1, 1, 8, 8).to_sparse(), "is a sparse"),
+        (None, "is a NoneType"),
     ],
 )
 def test_bad_masks(mask, reason):

@@ -31,8 +31,9 @@ from torch import Tensor
 from ...imaging.geometry import Geometry
 from ...imaging.metrics import luminance
 from ...imaging.rounding import LEVELS
-from ...payload.keys import Key
+from ...payload.keys import Key, check_key
 from ...payload.message import decode
+from ...torch_modes import in_own_modes
 from .. import KEYED, NO_LABEL
 from ..base import AlreadyMarkedError, Extractor, frames_of
 from ..reading import Detection, Reading
@@ -96,6 +97,7 @@ class KeyedExtractor(Extractor):
             place: Row and column in the pattern of the frame's first tile.
             frame: Map from the image to the frame of its tiles; None if a tile begins at its upper left corner.
         """
+        check_key(key)
         if num_bits not in BIT_COUNTS:
             raise ValueError(f"num_bits is {num_bits}; the keyed extractor carries one of {BIT_COUNTS} bits")
         self.key, self.num_bits, self.label, self.place, self.frame = key, num_bits, label, place, frame
@@ -232,6 +234,7 @@ class KeyedExtractor(Extractor):
         margins = unit @ self._payload.to(tile).T * (math.sqrt(self.num_bits) * signs)
         return _hinge(margins, margin).mean(-1) + _hinge(unit @ self._sync.to(tile), sync_margin)
 
+    @in_own_modes
     @torch.no_grad()
     def read(
         self,

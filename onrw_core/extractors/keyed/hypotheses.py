@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...imaging.geometry import Geometry
-from ..base import default_working_size
+from ..base import working_size
 from .comb_search import ASPECTS, Candidate, candidates, levels, on_lines
 
 __all__ = ["Hypothesis", "searched", "unsearched"]
@@ -69,7 +69,7 @@ def unsearched(projections: Tensor, size: int | None, share: float) -> list[Hypo
         share: Sum of the weights.
     """
     height, width = projections.shape[-2:]
-    scale = (size or default_working_size(height, width)) / min(height, width)
+    scale = working_size(size, height, width) / min(height, width)
     same = SAME_SCALE if scale != 1 else 1.0
     geometries = [(None, RECEIVED_SIDES, same), (Geometry.scale(scale), RESAMPLED_SIDES, 1 - same)]
     shares = [1 - IN_LUMINANCE, IN_LUMINANCE] if len(projections) > 1 else [1.0]
