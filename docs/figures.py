@@ -14,7 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = "onrw_core"
 PAGE = ROOT / "docs" / "architecture.md"
-SERVING = {"diffusion", "extractors", "imaging", "payload", "stages.progress"}  # called from everywhere: left out
+# Called from everywhere: left out.
+SERVING = {"arguments", "diffusion", "extractors", "imaging", "payload", "stages.progress", "torch_modes"}
+CHECKS = ("check_type", "check_types")  # what they are given are types, as in annotations
 
 Place = tuple[str, str]  # a module and a name that it defines
 
@@ -92,9 +94,10 @@ def _within(module: str, package: str) -> bool:
 
 @lru_cache
 def _annotations(node: ast.AST) -> set[int]:
-    """Ids of everything inside of annotations."""
+    """Ids of everything inside of annotations and checks of types."""
     found = [n.annotation for n in ast.walk(node) if isinstance(n, (ast.arg, ast.AnnAssign)) and n.annotation]
     found += [n.returns for n in ast.walk(node) if isinstance(n, ast.FunctionDef) and n.returns]
+    found += [n for n in ast.walk(node) if isinstance(n, ast.Call) and getattr(n.func, "id", None) in CHECKS]
     return {id(inner) for outer in found for inner in ast.walk(outer)}
 
 

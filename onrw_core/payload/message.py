@@ -346,7 +346,7 @@ def _read(content: np.ndarray, layout: Format) -> Decoded | None:
 
 
 def _format(num_bits: int) -> Format:
-    num_bits = as_whole("num_bits", num_bits, 1)
+    num_bits = as_whole("num_bits", num_bits, 0)
     if num_bits not in FORMATS:
         sizes = ", ".join(map(str, SIZES))
         raise ValueError(f"{num_bits} bits: messages have {sizes} bits; other sizes carry raw bits only")
