@@ -9,18 +9,13 @@ import torch.nn.functional as F
 from onrw_core.extractors.keyed.extractor import KeyedExtractor
 from onrw_core.extractors.keyed.secret_layer import BIT_COUNTS
 from onrw_core.imaging.geometry import Geometry, resample
+from onrw_core.payload.keys import Key
 
 SIZE = 256
 
 
-class Secret:
-    """A key that needs no file."""
-
-    def __init__(self, secret: bytes):
-        self.secret = secret
-
-    def stream(self, label: str, n_bytes: int) -> bytes:
-        return hashlib.shake_256(self.secret + b"|" + label.encode()).digest(n_bytes)
+def key(name: str) -> Key:
+    return Key(hashlib.sha256(name.encode()).digest())
 
 
 def picture(seed: int = 0, size: int = SIZE) -> torch.Tensor:
@@ -55,7 +50,7 @@ def marked(
 
 @pytest.fixture(scope="module")
 def extractor() -> KeyedExtractor:
-    return KeyedExtractor(Secret(b"test"), 48)
+    return KeyedExtractor(key("test"), 48)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +64,7 @@ def similarity(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_refuses_other_bit_counts():
     with pytest.raises(ValueError, match="40"):
-        KeyedExtractor(Secret(b"a"), 40)
+        KeyedExtractor(key("a"), 40)
 
 
 FLIP = Geometry(torch.tensor([[-1.0, 0, SIZE], [0, 1, 0], [0, 0, 1]], dtype=torch.float64))
@@ -121,9 +116,9 @@ def test_an_image_of_one_colour_has_a_finite_loss(extractor, value):
 
 @pytest.mark.parametrize("num_bits", BIT_COUNTS)
 def test_reads_any_number_of_bits(num_bits):
-    extractor = KeyedExtractor(Secret(b"n"), num_bits)
+    extractor = KeyedExtractor(key("n"), num_bits)
     bits = message(num_bits)
-    reading = KeyedExtractor(Secret(b"n")).read(marked(extractor, bits, picture(), 0.03)[0], search=False)
+    reading = KeyedExtractor(key("n")).read(marked(extractor, bits, picture(), 0.03)[0], search=False)
     assert reading.num_bits == num_bits and reading.detected
     assert float((reading.bits == bits).float().mean()) > 0.97
 
@@ -145,7 +140,7 @@ def test_plain_reading_finds_orientation_and_shift(extractor, mark, quarter, fli
 def test_unmarked_and_wrong_key_read_nothing(extractor, mark):
     reading = extractor.read(picture(9)[0], search=False)
     assert not reading.detected and reading.bits.shape == (reading.num_bits,)
-    assert not KeyedExtractor(Secret(b"other")).read(mark[0], search=False).detected
+    assert not KeyedExtractor(key("other")).read(mark[0], search=False).detected
 
 
 def test_reading_searches_unless_it_is_told_not_to(extractor, mark):
