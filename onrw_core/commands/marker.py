@@ -22,13 +22,12 @@ from ..clip import Clip
 from ..extractors.base import Extractor
 from ..imaging import files as images
 from ..imaging.pixels import opaque_area
-from ..imaging.ssimulacra2 import Ssimulacra2
 from ..models import Loaded
 from ..payload.keys import Key
 from ..payload.message import Message
 from ..payload.registry import perceptual_hash
 from ..stages.noise_optimisation import Settings
-from ..stages.quality import Judgement
+from ..stages.quality import Judge, Judgement
 from ..stages.robustness import Robustness
 from .common import Progress
 from .journal import Job
@@ -253,7 +252,7 @@ class Marker:
         mask = photo.mask
         if mask is not None:
             mask = F.interpolate(mask, size=written.shape[-2:], mode="bilinear", align_corners=False)
-        return Ssimulacra2(photo.image.rgb[None], mask)(written[None]).item()
+        return Judge(photo.image.rgb[None], mask)(written[None]).quality
 
 
 def load_mask(path: str) -> Mask:

@@ -120,7 +120,7 @@ class Composer:
         self.mask = None if mask is None else _resized(mask.to(original), original.shape[-2:], "bilinear")
         self.shaping = _shaping(self.original, options)
         self._limits = None if options.quality is None else limits(options.quality)
-        self._to_limits = None if self._limits is None else ScaleToLimits(self.original, self._limits)
+        self._to_limits = None if self._limits is None else ScaleToLimits(self.original, self._limits, self.mask)
 
     def __call__(self, decoded: Tensor, decoded_original: Tensor) -> Tensor:
         """The marked image (1, 3, H, W) from the decoded latents with and without watermark, both of its size."""

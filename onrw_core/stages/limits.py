@@ -112,14 +112,13 @@ class ScaleToLimits:
     enough, and a gradient of the load is used for two residuals.
     """
 
-    def __init__(self, original: Tensor, bounds: Limits) -> None:
+    def __init__(self, original: Tensor, bounds: Limits, weight: Tensor | None = None) -> None:
         """
         Args:
-            original: (1, 3, H, W) in [0, 1].
-            bounds: The limits.
+            original, bounds, weight: See `VisualLoad`.
         """
         self._original = original
-        self._load = VisualLoad(original, bounds)
+        self._load = VisualLoad(original, bounds, weight)
         self._strength = FIRST_RMS  # root mean square of the last residual at its limits
         self._unit: Tensor | None = None  # the residual of the gradient, scaled to root mean square 1
         self._gradient: Tensor | None = None  # of the load there

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..imaging.geometry import size_of
 from ..imaging.rounding import round_8bit
-from ..imaging.ssimulacra2 import Ssimulacra2
+from ..imaging.ssimulacra2 import LEAST_SIDE, Ssimulacra2
 from ..imaging.strips import strips
 from ..imaging.visible_error import VisibleError, norm
 from .limits import limits
@@ -24,6 +25,7 @@ __all__ = ["DEFAULT_QUALITY", "HIGHEST", "LOWEST", "Judge", "Judgement", "scaled
 DEFAULT_QUALITY = 90.0  # visually lossless at 1:1
 
 MARGIN = 0.02  # of the score, for differences between `Ssimulacra2` and the published definition
+MASK_MARGIN = 0.5  # the same with a mask, because what is seen of a cut-out depends on what is behind it
 TOLERANCE = 0.005  # of the limits and of the scale
 STEPS = 20
 HALO, STRIP_SIZE = 44, 4  # rows around a strip: the support of the visible error is 40 rows; its size, see `strips`
@@ -55,10 +57,11 @@ class Judge:
         """
         Args:
             original: (1, 3, H, W) in [0, 1], at least 8 x 8 pixels.
-            mask: (1, 1, H, W) in [0, 1], the area that may be marked and that the score is computed on; None for the
-                whole image.
+            mask: (1, 1, H, W) in [0, 1], the area that may be marked; None for the whole image. The score is that of
+                its bounding box, where each pixel counts with its mask: a rectangle has the score of its crop.
         """
-        self._score = Ssimulacra2(original, mask)
+        self._box = ... if mask is None else _bounding_box(mask)
+        self._score = Ssimulacra2(original[self._box], None if mask is None else mask[self._box])
         self._share = None if mask is None else F.avg_pool2d(mask, 2, ceil_mode=True)
         self._original = original
         self._strips = list(strips(*size_of(original), STRIP_SIZE))
@@ -68,7 +71,8 @@ class Judge:
         """The visibility of the change of an image (1, 3, H, W)."""
         with torch.no_grad():
             error = self.error(image)
-            return Judgement(self._score(image).item(), error.max().item(), norm(error, self._share).item())
+            score = self._score(image[self._box]).item()
+            return Judgement(score, error.max().item(), norm(error, self._share).item())
 
     def error(self, image: Tensor) -> Tensor:
         """The map of visible error, (1, 1, ceil(H / 2), ceil(W / 2)); large images are processed in strips."""
@@ -81,6 +85,18 @@ class Judge:
             error = VisibleError(self._original[..., wide, :]).map(image[..., wide, :])
             parts.append(error[..., inner, :].clone())  # without the rows around
         return torch.cat(parts, dim=-2)
+
+
+def _bounding_box(mask: Tensor) -> tuple[EllipsisType, slice, slice]:
+    """Index of the rectangle of a mask (1, 1, H, W) that is not 0, at least as large as SSIMULACRA2 needs it."""
+    box = []
+    for dim in (-1, -2):
+        used = mask[0, 0].amax(dim).nonzero()
+        length = mask.shape[-2 if dim == -1 else -1]
+        low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, length)
+        low = max(0, min(low, length - LEAST_SIDE))
+        box.append(slice(low, max(high, low + LEAST_SIDE)))
+    return ..., box[0], box[1]
 
 
 def scaled_to_quality(
@@ -101,6 +117,7 @@ def scaled_to_quality(
         The marked image, rounded to 8 bit; the scale, 0 if nothing may be added; and the visibility of the change.
     """
     judge, bounds = Judge(original, mask), limits(quality)
+    allowed = 100 - quality - (MARGIN if mask is None else MASK_MARGIN)
     image, scale, judgement = original, 0.0, Judgement(100.0, 0.0, 0.0)
     tried = torch.empty_like(original)
     strength = residual.square().mean().sqrt().item()
@@ -114,7 +131,7 @@ def scaled_to_quality(
             tried[..., rows, :] = round_8bit(original[..., rows, :] + change)
         found = judge(tried)
         used = max(
-            (100 - found.quality) / (100 - quality - MARGIN),
+            (100 - found.quality) / allowed,
             found.norm / bounds.norm,
             found.worst / bounds.worst,
             TINY,

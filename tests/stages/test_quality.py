@@ -6,7 +6,7 @@ from onrw_core.imaging.rounding import LEVELS, round_8bit
 from onrw_core.imaging.ssimulacra2 import ssimulacra2
 from onrw_core.stages.limits import limits
 from onrw_core.stages.noise_optimisation import PRESETS
-from onrw_core.stages.quality import MARGIN, Judge, scaled_to_quality
+from onrw_core.stages.quality import MARGIN, MASK_MARGIN, Judge, scaled_to_quality
 
 
 def scene(seed=0, size=(140, 150)):
@@ -67,9 +67,17 @@ def test_only_what_lies_in_the_mask_counts(size):
     mask = torch.zeros(1, 1, *original.shape[-2:])
     mask[..., :40] = 1
     image, _, judgement = scaled_to_quality(original, mask * residual, 90, mask)
-    used = max((100 - judgement.quality) / 10, judgement.norm / limits(90).norm, judgement.worst / limits(90).worst)
-    assert 0.97 <= used <= 1
-    assert ssimulacra2(image, original).item() > judgement.quality + 1
+    bounds, score = limits(90), (100 - judgement.quality) / (10 - MASK_MARGIN)
+    assert 0.97 <= max(score, judgement.norm / bounds.norm, judgement.worst / bounds.worst) <= 1
+    crop = ssimulacra2(image[..., :40], original[..., :40]).item()
+    assert crop == pytest.approx(judgement.quality, abs=1e-3)  # what a rectangular sticker shows
+
+
+def test_the_smallest_mask_has_a_score():
+    original, residual = scene(size=(40, 40))
+    mask = torch.zeros(1, 1, 40, 40)
+    mask[..., 39, 0] = 1
+    assert 90 <= scaled_to_quality(original, mask * residual, 90, mask)[2].quality < 100
 
 
 def test_strips_change_nothing(monkeypatch):
