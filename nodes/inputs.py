@@ -171,7 +171,10 @@ def marking_inputs() -> list[io.Input]:
         return advanced(kind.Input, name, default=getattr(usual, name), min=low, max=high, step=1, tooltip=tooltip)
 
     return [
-        preset("fast: quick and robust. paper: the published method. reference: the published code."),
+        preset(
+            "fast: quick and robust. endure: robust to regeneration (img2img) as well, and more visible. paper: the "
+            "published method. reference: the published code."
+        ),
         *strength(),
         target_psnr(),
         advanced(
@@ -248,7 +251,8 @@ def marking_settings(
     """
     changes: dict[str, float | str | None] = {**tuned} if tuning == CUSTOM else {}
     if "target_psnr" not in extractor.marking:
-        changes["quality"] = quality_of(strength, quality)
+        # The default strength is that of the preset.
+        changes["quality"] = None if strength == DEFAULT_STRENGTH else quality_of(strength, quality)
     changes["target_psnr"] = target_psnr or None
     changes["mix"] = None if mix == DEFAULT_MIX else mix
     return PRESETS[preset].with_(**extractor.marking).with_(**changes)

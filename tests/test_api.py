@@ -122,7 +122,7 @@ def test_raw_bits_for_another_extractor_need_no_key(photo):
         ({"key": KEY, "bits": "01"}, "2 bits: the extractor 'keyed' reads 32, 48, 64, 96, 128"),
         (
             {"key": KEY, "text": "Ann 5", "settings": "best"},
-            "no preset 'best'; choose from reference, fast, quick, paper",
+            "no preset 'best'; choose from reference, fast, endure, quick, paper",
         ),
     ],
 )

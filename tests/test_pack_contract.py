@@ -217,7 +217,7 @@ def test_choices_are_those_of_the_core(schemas):
     for node in ("ONRW_NullTextInversion", "ONRW_OptimizeNoise"):
         assert choices(schemas, node, "preset") == [name for name in PRESETS if name != "quick"]
     for node in ("ONRW_SaveImage", "ONRW_Embed"):
-        assert choices(schemas, node, "preset") == ["fast", "quick"]
+        assert choices(schemas, node, "preset") == ["fast", "quick", "endure"]
         assert choices(schemas, node, "public_label")[:-1] == list(LABELS)
     assert choices(schemas, "ONRW_OptimizeNoise", "mix") == list(MIXES)
     assert choices(schemas, "ONRW_NullTextInversion", "method")[1:] == list(METHODS)

@@ -26,8 +26,8 @@ __all__ = ["Regeneration", "RegenerationRange", "purification", "regenerations",
 
 MULTIPLE = 64  # of the sides: UNets halve latents of 1/8 up to three times
 NOISE = (0.0, 0.15)  # standard deviation on a latent of unit variance
-SIGMA = (0.03, 0.6)  # of purification
-WEIGHT = 2.0  # of each kind, as JPEG has in the mix
+SIGMA = (0.03, 1.2)  # of purification
+WEIGHT = 2.0  # of the round trip, as JPEG has in the mix; purification has twice that
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -134,5 +134,7 @@ def regenerations(
     low, high = max(SIGMA[0], float(model.sigmas[0])), min(SIGMA[1], float(model.sigmas[-1]))
     return (
         RegenerationRange("vae", *NOISE, lambda noise: round_trip(autoencoder, noise)),
-        RegenerationRange("purify", low, high, lambda sigma: purification(model, autoencoder, prompt, sigma)),
+        RegenerationRange(
+            "purify", low, high, lambda sigma: purification(model, autoencoder, prompt, sigma), 2 * WEIGHT
+        ),
     )

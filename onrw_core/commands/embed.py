@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MIXES", "PRESETS", "add_arguments", "make_marker", "run"]
 
-PRESETS = ("fast", "quick", "paper", "reference")
+PRESETS = ("fast", "quick", "endure", "paper", "reference")
 SUFFIXES = {KEEP: KEEP, "png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 REMEDY = "allow more --iterations, a lower --quality or a larger --mask"
 MIXES = ("all", "regeneration", "upright", "geometric", "values", "none")
@@ -51,13 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a hexadecimal id: 6 digits in 48 bits, up to 18 (default: a different random id for each photo)",
     )
     what.add_argument("--bits", metavar="0101...", help="raw bits: 32, 48, 64, 96 or 128 digits 0 and 1")
-    parser.add_argument("--preset", choices=PRESETS, default="fast", help="settings of the method (default: fast)")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="fast",
+        help="settings of the method; endure: against regeneration by a model (img2img) as well, at quality 70 unless "
+        "--quality is given (default: fast)",
+    )
     how_visible = parser.add_mutually_exclusive_group()
     how_visible.add_argument(
         "--quality",
         type=number(float, 30, 98),
         metavar="Q",
-        help="SSIMULACRA2 score of the marked photo: 90 (default) is visually lossless, 70 high quality",
+        help="SSIMULACRA2 score of the marked photo: 90 (default, but of endure) is visually lossless, 70 high quality",
     )
     how_visible.add_argument(
         "--target-psnr",

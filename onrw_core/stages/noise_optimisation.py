@@ -179,6 +179,18 @@ PRESETS = {
     "fast": Settings(
         start_sigma=0.2, steps=1, guidance=1.0, attention_weight=0.0, iterations=40, patience=24, on_image=0.8
     ),
+    # fast, against regeneration by a model as well, and at a quality at which a watermark survives that.
+    "endure": Settings(
+        start_sigma=0.2,
+        steps=1,
+        guidance=1.0,
+        attention_weight=0.0,
+        iterations=40,
+        patience=24,
+        on_image=0.8,
+        mix="regeneration",
+        quality=70.0,
+    ),
     # The pixels themselves: the model takes no part in the optimisation.
     "quick": Settings(start_sigma=0.2, steps=1, guidance=1.0, attention_weight=0.0, space="pixel"),
     # As in the text of the paper: null-text inversion, guidance, several steps, soft mask.

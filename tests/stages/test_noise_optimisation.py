@@ -257,7 +257,7 @@ def test_bad_arguments_say_what_is_wrong(parts, extractor, bits):
 
 
 def test_presets_run_the_unet():
-    assert set(PRESETS) == {"reference", "fast", "quick", "paper"}
+    assert set(PRESETS) == {"reference", "fast", "endure", "quick", "paper"}
     assert all(preset.steps >= 1 for preset in PRESETS.values())
     assert {name for name, preset in PRESETS.items() if preset.space != "noise"} == {"quick"}
     assert PRESETS["paper"].method == "null-text" and PRESETS["paper"].guidance == 4.5

@@ -33,6 +33,7 @@ SAME_SCALE, UPRIGHT, IN_LUMINANCE = 0.75, 0.8, 0.75
 
 # Side of the centre that is read, pixels: in the discriminant projection, where fewer tiles suffice, and in luminance.
 RECEIVED_SIDES = (384, 2048)  # of an image as received
+WORKING_SIDES = (448, 1280)  # of an image at the working size, which is larger for large images
 RESAMPLED_SIDES = (448, 640)
 CENTRE_SIDES = (256, 256)  # for geometries that hold in the centre only
 
@@ -71,7 +72,7 @@ def unsearched(projections: Tensor, size: int | None, share: float) -> list[Hypo
     height, width = projections.shape[-2:]
     scale = working_size(size, height, width) / min(height, width)
     same = SAME_SCALE if scale != 1 else 1.0
-    geometries = [(None, RECEIVED_SIDES, same), (Geometry.scale(scale), RESAMPLED_SIDES, 1 - same)]
+    geometries = [(None, RECEIVED_SIDES, same), (Geometry.scale(scale), WORKING_SIDES, 1 - same)]
     shares = [1 - IN_LUMINANCE, IN_LUMINANCE] if len(projections) > 1 else [1.0]
     return [
         Hypothesis(index, geometry, share * of_scale * shares[index] * of_sign, sides[index], upright=upright)
