@@ -27,7 +27,8 @@ __all__ = ["Regeneration", "RegenerationRange", "purification", "regenerations",
 MULTIPLE = 64  # of the sides: UNets halve latents of 1/8 up to three times
 NOISE = (0.0, 0.15)  # standard deviation on a latent of unit variance
 SIGMA = (0.03, 1.2)  # of purification
-WEIGHT = 2.0  # of the round trip, as JPEG has in the mix; purification has twice that
+WEIGHT = 2.0  # of the round trip, as JPEG has in the mix
+PURIFICATION_WEIGHT = 8.0  # docs/quality.md, Regeneration
 
 Function = Callable[[Tensor, Tensor], Tensor]
 

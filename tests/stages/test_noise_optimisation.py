@@ -246,7 +246,11 @@ def test_bad_arguments_say_what_is_wrong(parts, extractor, bits):
         small = (model, autoencoder, image[..., :128, :128], positive, null)
         inversion = inverted(small, SETTINGS)
         Objective(model, autoencoder, inversion, image, extractor, bits, SETTINGS)
-    for change, message in (({"steps": 0}, "steps: is 0"), ({"space": "paint"}, "paint"), ({"start_sigma": 0}, "sigma")):
+    for change, message in (
+        ({"steps": 0}, "steps: is 0"),
+        ({"space": "paint"}, "paint"),
+        ({"start_sigma": 0}, "sigma"),
+    ):
         with pytest.raises(ValueError, match=message):
             replace(SETTINGS, **change)
     assert replace(SETTINGS, label=None).label is None
