@@ -122,7 +122,8 @@ def working_size() -> io.Input:
         max=2048,
         step=64,
         tooltip="Working size: the shorter side, in pixels, at which an image is marked. 0: its own, from 512 up to "
-        "one megapixel in all. The image keeps its own size; smaller is faster, and less robust.",
+        "four megapixels in all; above one with fewer iterations. The image keeps its own size; smaller is less "
+        "robust.",
     )
 
 

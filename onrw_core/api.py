@@ -132,8 +132,8 @@ def embed(
         mask: (1, 1, H, W) in [0, 1]: area of the watermark; None for the whole image.
         label: Public label of a keyed watermark, one of `LABELS`, which everybody can read; None for a watermark
             without public layer. Where it is "none", the label of `settings` is kept.
-        size: The shorter side at which the image is optimised, pixels; None: its own, from 512 up to one megapixel in
-            all (`default_working_size`).
+        size: The shorter side at which the image is optimised, pixels; None: its own, from 512 up to four megapixels
+            in all (`default_working_size`), above one with fewer iterations (`iterations_at`).
         seed: Seed of all random draws, 0 to 2^64 - 1.
         device: Device of model and extractor.
 

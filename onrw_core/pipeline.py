@@ -36,7 +36,7 @@ from .stages.progress import result_of
 from .stages.quality import Judgement
 from .stages.robustness import OnForecast, Robustness, robustness, tell_if_weak
 from .stages.sparing import spared
-from .stages.working_image import blend, padded, windows, working_image
+from .stages.working_image import blend, iterations_at, padded, windows, working_image
 from .torch_modes import in_own_modes
 
 __all__ = ["Denoised", "Marked", "denoise_watermark", "embed"]
@@ -106,7 +106,8 @@ def embed(
         null: The empty prompt's conditioning; None without guidance.
         settings: Settings, such as one of `PRESETS`.
         generator: Source of all random draws.
-        size: The working size: the shorter side at which the image is optimised, in pixels; None for the default.
+        size: The working size: the shorter side at which the image is optimised, in pixels; None for the default, with
+            `iterations_at` it.
         mask: (1, 1, H, W) in [0, 1]: area of the watermark.
         on_forecast: Called before the work with the forecast of the robustness, if it is weak, see `tell_if_weak`.
         on_inversion: Called with each `InversionState`, for progress.
@@ -138,9 +139,12 @@ def embed(
     if len(bits) != extractor.num_bits:
         raise ValueError(f"bits: are {len(bits)}, and the extractor reads {extractor.num_bits}; use its for_bits()")
     settings = settings.suited_to(model.distilled)
+    default = size is None
     size = working_size(size, *size_of(image))
     working = working_image(image, size)
     whole = size_of(working)
+    if default:
+        settings = replace(settings, iterations=iterations_at(settings.iterations, whole))
     area = None if mask is None else F.interpolate(as_mask(mask), size=whole, mode="bilinear", align_corners=False)
     parts = [part for part in windows(*whole) if area is None or part.cut(area).any()]
 

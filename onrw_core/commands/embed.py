@@ -118,7 +118,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=number(int, 64, 4096),
         metavar="N",
-        help="working size of the shorter side, in pixels (default: its own, from 512 up to one megapixel in all)",
+        help="working size of the shorter side, in pixels (default: its own, from 512 up to four megapixels in all; "
+        "above one with fewer iterations)",
     )
     parser.add_argument("--mask", metavar="FILE", help="image that is white where the photo may be marked")
     parser.add_argument(

@@ -40,7 +40,7 @@ BOUND = 0.7  # q of the generalised cross-entropy, between 0 (cross-entropy) and
 PULL = 0.1  # weight of the cross-entropy added to it
 WINDOW = 160 * 160  # pixels: many receptive fields of a decoder, and a third of a second on one core
 WORKING_SIZE = 512  # pixels of the shorter side of the working image, at least
-WORKING_PIXELS = 2**20  # of the working image, unless its shorter side would be less than that
+WORKING_PIXELS = 2**22  # of the working image, unless its shorter side would be less than that
 
 
 def default_working_size(height: int, width: int) -> int:

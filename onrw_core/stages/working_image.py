@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Window", "blend", "padded", "windows", "working_image"]
+from ..extractors.base import WORKING_SIZE
+
+__all__ = ["Window", "blend", "iterations_at", "padded", "windows", "working_image"]
 
 MULTIPLE = 64  # the padded sides are multiples of it: UNets halve latents of 1/8 up to three times
 MOST_PIXELS = 2**25  # limit for extreme aspect ratios: a strip 64 pixels high would become gigapixels
@@ -57,6 +59,17 @@ def padded(image: Tensor) -> Tensor:
     """Pad (B, C, H, W) to multiples of 64 at the right and the bottom by replicating edges; composition crops it."""
     height, width = image.shape[-2:]
     return F.pad(image, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
+
+
+def iterations_at(iterations: int, size: tuple[int, int]) -> int:
+    """Iterations for a working image (height, width) of the default size: above a megapixel proportionally fewer.
+
+    The watermark of a large image is averaged over many tiles, so that it needs less optimisation in each, and all
+    images take about as long. (A long image that is no larger than the least default size is not a large one.)
+    """
+    height, width = size
+    full = max(WHOLE_PIXELS, WORKING_SIZE**2 * max(size) / min(size))
+    return max(1, round(iterations * min(1.0, full / (height * width))))
 
 
 class Window(NamedTuple):

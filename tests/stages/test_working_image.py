@@ -5,7 +5,7 @@ import torch
 
 from onrw_core.extractors.base import WORKING_PIXELS, default_working_size
 from onrw_core.extractors.keyed.band import TILE
-from onrw_core.stages.working_image import OVERLAP, WINDOW_SIDE, blend, padded, windows, working_image
+from onrw_core.stages.working_image import OVERLAP, WINDOW_SIDE, blend, iterations_at, padded, windows, working_image
 
 
 def test_working_image_keeps_the_aspect():
@@ -83,17 +83,18 @@ def test_windows_that_are_left_out_stay_zero():
     assert (whole[..., : parts[0].width] == 1).all() and (whole[..., parts[0].width :] == 0).all()
 
 
-def test_the_default_working_size_is_the_images_own_up_to_a_megapixel():
-    assert [default_working_size(*size) for size in ((300, 400), (512, 768), (768, 768), (1024, 1024))] == [
-        512,
-        512,
-        768,
-        1024,
-    ]
+def test_the_default_working_size_is_the_images_own_up_to_four_megapixels():
+    own = ((512, 768), (768, 768), (1024, 1024), (1024, 1540), (1080, 1920), (2048, 2048))
+    assert [default_working_size(*size) for size in ((300, 400), *own)] == [512, *(min(size) for size in own)]
     assert default_working_size(1224, 19600) == default_working_size(19600, 1224) == 512
-    for height, width in ((1024, 1540), (4000, 6000), (4096, 4096), (3024, 4032), (1080, 1920), (2999, 3001)):
+    for height, width in ((4000, 6000), (4096, 4096), (3024, 4032), (2160, 3840), (2999, 3001)):
         size = default_working_size(height, width)
-        assert size < 1024 or (height, width) == (4096, 4096)
+        assert size < 2048 or (height, width) == (4096, 4096)
         area = working_image(torch.zeros(3, height // 4, width // 4), size)[0, 0].numel()
         assert 0.99 * WORKING_PIXELS < area <= 1.002 * WORKING_PIXELS
-        assert len(windows(size, round(size * width / height))) == 1
+
+
+def test_large_working_images_have_fewer_iterations():
+    sizes = (512, 768), (1024, 1024), (1448, 1448), (2048, 2048), (512, 8192)
+    assert [iterations_at(40, size) for size in sizes] == [40, 40, 20, 10, 40]
+    assert iterations_at(1, (2048, 2048)) == 1
