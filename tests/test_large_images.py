@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from onrw_core import pipeline
 from onrw_core.bench.footprint import Footprint
+from onrw_core.diffusion.model import Autoencoder
 from onrw_core.extractors.keyed.extractor import KeyedExtractor
 from onrw_core.imaging import strips
 from onrw_core.imaging.convolve import gaussian_blur
@@ -105,18 +106,18 @@ def test_no_seams(marked):
         assert float(strength) == pytest.approx(float(change.square().mean().sqrt()), rel=0.3)
 
 
-class Smooth(torch.nn.Module):
+class Smooth(Autoencoder):
     """An autoencoder whose decoded images have no steps of their own."""
 
     def __init__(self, autoencoder):
-        super().__init__()
         self.inner = autoencoder
+        self.name, self.factor, self.channels = autoencoder.name, autoencoder.factor, autoencoder.channels
 
-    def __getattr__(self, name):
-        return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+    def encode(self, images):
+        return self.inner.encode(images)
 
-    def decode(self, latent):
-        return gaussian_blur(self.inner.decode(latent), 4)
+    def decode(self, latents):
+        return gaussian_blur(self.inner.decode(latents), 4)
 
 
 def test_one_window_passes_gradually_into_the_next(parts, extractor, bits):  # noqa: F811
