@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onrw_core.attacks import MIX, chain, parse, training_mix
+from onrw_core.attacks import chain, parse, training_mix
 from onrw_core.attacks.regeneration import purification, regenerations, round_trip
 from onrw_core.bench.regeneration import lost_at
 
