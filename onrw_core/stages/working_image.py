@@ -64,8 +64,8 @@ def padded(image: Tensor) -> Tensor:
 def iterations_at(iterations: int, size: tuple[int, int]) -> int:
     """Iterations for a working image (height, width) of the default size: above a megapixel proportionally fewer.
 
-    The watermark of a large image is averaged over many tiles, so that it needs less optimisation in each, and all
-    images take about as long. (A long image that is no larger than the least default size is not a large one.)
+    The watermark of a large image is averaged over many tiles, so that it needs less optimisation in each. (A long
+    image that is no larger than the least default size is not a large one.)
     """
     height, width = size
     full = max(WHOLE_PIXELS, WORKING_SIZE**2 * max(size) / min(size))
