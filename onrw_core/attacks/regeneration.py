@@ -28,7 +28,7 @@ MULTIPLE = 64  # of the sides: UNets halve latents of 1/8 up to three times
 NOISE = (0.0, 0.15)  # standard deviation on a latent of unit variance
 SIGMA = (0.03, 1.2)  # of purification
 WEIGHT = 2.0  # of the round trip, as JPEG has in the mix
-PURIFICATION_WEIGHT = 8.0  # docs/quality.md, Regeneration
+PURIFICATION_WEIGHT = 4.0  # docs/quality.md, Regeneration
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -136,6 +136,6 @@ def regenerations(
     return (
         RegenerationRange("vae", *NOISE, lambda noise: round_trip(autoencoder, noise)),
         RegenerationRange(
-            "purify", low, high, lambda sigma: purification(model, autoencoder, prompt, sigma), 2 * WEIGHT
+            "purify", low, high, lambda sigma: purification(model, autoencoder, prompt, sigma), PURIFICATION_WEIGHT
         ),
     )

@@ -173,24 +173,13 @@ class Settings:
         return replace(self, **given)
 
 
+FAST = Settings(start_sigma=0.2, steps=1, guidance=1.0, attention_weight=0.0, iterations=40, patience=24, on_image=0.8)
 PRESETS = {
     # One step from the sigma of the paper's public code, where the UNet is nearly the identity.
     "reference": Settings(start_sigma=0.041, steps=1, guidance=1.0, iterations=100, attacks=1),
-    "fast": Settings(
-        start_sigma=0.2, steps=1, guidance=1.0, attention_weight=0.0, iterations=40, patience=24, on_image=0.8
-    ),
+    "fast": FAST,
     # fast, against regeneration by a model as well, and at a quality at which a watermark survives that.
-    "endure": Settings(
-        start_sigma=0.2,
-        steps=1,
-        guidance=1.0,
-        attention_weight=0.0,
-        iterations=40,
-        patience=24,
-        on_image=0.8,
-        mix="regeneration",
-        quality=70.0,
-    ),
+    "endure": FAST.with_(mix="regeneration", quality=70.0),
     # The pixels themselves: the model takes no part in the optimisation.
     "quick": Settings(start_sigma=0.2, steps=1, guidance=1.0, attention_weight=0.0, space="pixel"),
     # As in the text of the paper: null-text inversion, guidance, several steps, soft mask.

@@ -89,14 +89,15 @@ class Judge:
 
 def _bounding_box(mask: Tensor) -> tuple[EllipsisType, slice, slice]:
     """Index of the rectangle of a mask (1, 1, H, W) that is not 0, at least as large as SSIMULACRA2 needs it."""
-    box = []
-    for dim in (-1, -2):
-        used = mask[0, 0].amax(dim).nonzero()
-        length = mask.shape[-2 if dim == -1 else -1]
-        low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, length)
-        low = max(0, min(low, length - LEAST_SIDE))
-        box.append(slice(low, max(high, low + LEAST_SIDE)))
-    return ..., box[0], box[1]
+    return ..., _used(mask[0, 0].amax(1)), _used(mask[0, 0].amax(0))
+
+
+def _used(line: Tensor) -> slice:
+    """The part of a line that is not 0, or all of it."""
+    used = line.nonzero()
+    low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, len(line))
+    low = max(0, min(low, len(line) - LEAST_SIDE))
+    return slice(low, max(high, low + LEAST_SIDE))
 
 
 def scaled_to_quality(
