@@ -27,7 +27,7 @@ from ..payload.keys import Key
 from ..payload.message import Message
 from ..payload.registry import perceptual_hash
 from ..stages.noise_optimisation import Settings
-from ..stages.quality import Judge, Judgement
+from ..stages.quality import Judgement, Score
 from ..stages.robustness import Robustness
 from .common import Progress
 from .journal import Job
@@ -252,7 +252,7 @@ class Marker:
         mask = photo.mask
         if mask is not None:
             mask = F.interpolate(mask, size=written.shape[-2:], mode="bilinear", align_corners=False)
-        return Judge(photo.image.rgb[None], mask)(written[None]).quality
+        return Score(photo.image.rgb[None], mask)(written[None])
 
 
 def load_mask(path: str) -> Mask:

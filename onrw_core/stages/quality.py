@@ -20,7 +20,7 @@ from ..imaging.strips import strips
 from ..imaging.visible_error import VisibleError, norm
 from .limits import limits
 
-__all__ = ["DEFAULT_QUALITY", "HIGHEST", "LOWEST", "Judge", "Judgement", "scaled_to_quality"]
+__all__ = ["DEFAULT_QUALITY", "HIGHEST", "LOWEST", "Judge", "Judgement", "Score", "scaled_to_quality"]
 
 DEFAULT_QUALITY = 90.0  # visually lossless at 1:1
 
@@ -50,8 +50,8 @@ class Judgement:
     norm: float
 
 
-class Judge:
-    """Visibility of changes of one original, whose part of the computation is done once if it is small."""
+class Score:
+    """SSIMULACRA2 of marked images against one original; with a mask, of its bounding box."""
 
     def __init__(self, original: Tensor, mask: Tensor | None = None) -> None:
         """
@@ -62,6 +62,22 @@ class Judge:
         """
         self._box = ... if mask is None else _bounding_box(mask)
         self._score = Ssimulacra2(original[self._box], None if mask is None else mask[self._box])
+
+    def __call__(self, image: Tensor) -> float:
+        """The score of an image (1, 3, H, W)."""
+        return self._score(image[self._box]).item()
+
+
+class Judge:
+    """Visibility of changes of one original, whose part of the computation is done once if it is small."""
+
+    def __init__(self, original: Tensor, mask: Tensor | None = None) -> None:
+        """
+        Args:
+            original: (1, 3, H, W) in [0, 1], at least 8 x 8 pixels.
+            mask: See `Score`.
+        """
+        self._score = Score(original, mask)
         self._share = None if mask is None else F.avg_pool2d(mask, 2, ceil_mode=True)
         self._original = original
         self._strips = list(strips(*size_of(original), STRIP_SIZE))
@@ -71,8 +87,7 @@ class Judge:
         """The visibility of the change of an image (1, 3, H, W)."""
         with torch.no_grad():
             error = self.error(image)
-            score = self._score(image[self._box]).item()
-            return Judgement(score, error.max().item(), norm(error, self._share).item())
+            return Judgement(self._score(image), error.max().item(), norm(error, self._share).item())
 
     def error(self, image: Tensor) -> Tensor:
         """The map of visible error, (1, 1, ceil(H / 2), ceil(W / 2)); large images are processed in strips."""
