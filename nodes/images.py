@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..onrw_core.imaging.pixels import as_mask, as_rgb, check_finite, opaque_area
+from ..onrw_core.imaging.pixels import as_rgb, check_finite, opaque_area
 from .adapter import clean
 
 __all__ = ["Region", "latent_region", "from_comfy", "mask_of", "residual", "to_comfy"]
@@ -51,7 +51,7 @@ def mask_of(mask: Tensor | None, index: int, image: Tensor) -> Tensor | None:
         image: IMAGE; where it is transparent, nothing may be marked.
 
     Raises:
-        ValueError: What `as_mask` refuses.
+        ValueError: What `opaque_area` refuses.
     """
     alpha = None
     if image.shape[-1] == 4:
@@ -61,7 +61,7 @@ def mask_of(mask: Tensor | None, index: int, image: Tensor) -> Tensor | None:
     if mask.ndim < 2 or mask.numel() == 0:
         raise ValueError(f"mask: has shape {tuple(mask.shape)}; connect a MASK of shape (batch, height, width)")
     mask = clean(mask).reshape(-1, *mask.shape[-2:])
-    return opaque_area(as_mask(mask[min(index, len(mask) - 1)][None, None]), alpha)
+    return opaque_area(mask[min(index, len(mask) - 1)][None, None], alpha)
 
 
 def residual(marked: Tensor, original: Tensor) -> Tensor:

@@ -502,6 +502,14 @@ def test_third_party_decoders_get_the_attacks_that_they_can_stand(pack, extracto
     assert three.iterations == 3 and settings("fast", other).iterations > 3
 
 
+def test_the_default_strength_is_that_of_the_preset(pack, extractor):
+    settings, keyed = importlib.import_module(f"{pack.__name__}.nodes.inputs").marking_settings, extractor.extractor
+    assert (settings("fast", keyed).quality, settings("endure", keyed).quality) == (90, 70)
+    assert settings("endure", keyed, strength="strong").quality == 80
+    assert settings("endure", keyed, strength="custom", quality=90.0).quality == 90
+    assert settings("endure", keyed).mix == "regeneration" and settings("endure", keyed, mix="none").mix == "none"
+
+
 def test_attacks(nodes, image):
     turned = nodes.Attack(image=image, attack="rotation", default_strength=False, strength=90.0, seed=0)[0]
     assert turned.shape == image.shape
