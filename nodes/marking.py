@@ -17,7 +17,8 @@ from torch import Tensor
 from ..onrw_core.clip import Clip
 from ..onrw_core.commands.report import certainty
 from ..onrw_core.extractors import LABELS
-from ..onrw_core.extractors.base import NO_LABEL, AlreadyMarkedError, default_working_size
+from ..onrw_core.extractors.base import NO_LABEL, AlreadyMarkedError
+from ..onrw_core.extractors.base import working_size as size_or_default
 from ..onrw_core.imaging.geometry import size_of
 from ..onrw_core.imaging.rounding import to_8bit
 from ..onrw_core.payload.message import ID_BITS, Message, bit_string, encode_text, photo_id
@@ -202,7 +203,7 @@ def _empty(clip: CLIP) -> list:
 
 def latent_shape(vae: VAE, original: Tensor, size: int) -> tuple[int, ...]:
     """Shape of the largest latent that marking an image (3, H, W) at a working size takes, (1, C, h, w)."""
-    working = working_image(original, size or default_working_size(*size_of(original)))
+    working = working_image(original, size_or_default(size or None, *size_of(original)))
     largest = max((padded(part.cut(working)) for part in windows(*working.shape[-2:])), key=Tensor.numel)
     factor = vae.spacial_compression_decode()
     return (1, vae.latent_channels, *(side // factor for side in largest.shape[-2:]))

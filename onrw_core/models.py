@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from .arguments import check_types
 
 if TYPE_CHECKING:
     from .diffusion.model import Autoencoder, Conditioning, DiffusionModel
@@ -31,7 +34,9 @@ class Loaded:
     device: str = "cpu"
 
 
-def load_model(name: str, device: str = "cpu", config: str | None = None) -> Loaded:
+def load_model(
+    name: str | os.PathLike[str], device: str = "cpu", config: str | os.PathLike[str] | None = None
+) -> Loaded:
     """Load a model.
 
     Args:
@@ -42,8 +47,10 @@ def load_model(name: str, device: str = "cpu", config: str | None = None) -> Loa
             name next to it.
 
     Raises:
-        ValueError: There is no model at the path, or it is of an unsupported kind.
+        ValueError: There is no model at the path, it is of an unsupported kind, or the device is not there.
     """
+    check_types(name=(name, str | os.PathLike), device=(device, str), config=(config, str | os.PathLike | None))
+    _check_device(device)
     if name == MINI:
         from .mini import load_mini  # imports torch
 
@@ -52,3 +59,14 @@ def load_model(name: str, device: str = "cpu", config: str | None = None) -> Loa
     from .diffusion.backends.checkpoint import load_checkpoint
 
     return Loaded(*load_checkpoint(name, device, config), device)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise ValueError(
+            f'device: {device!r} is not usable here ({str(error).splitlines()[0]}); give "cpu" or another one'
+        ) from None

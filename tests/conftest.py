@@ -1,10 +1,16 @@
-"""The last lines of a test run: how many tests were skipped, and why."""
+"""Ctrl-C in tests, and the last lines of a test run: how many tests were skipped, and why."""
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes that tests start: a shell starts jobs in the background without it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)

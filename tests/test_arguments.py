@@ -18,6 +18,7 @@ from onrw_core.extractors.keyed.extractor import KeyedExtractor
 from onrw_core.extractors.loading import load_extractor
 from onrw_core.extractors.reading import Reading, match_log10_p, message_log10_p
 from onrw_core.mini import load_mini
+from onrw_core.models import load_model
 from onrw_core.payload import message
 from onrw_core.payload.keys import Key, redacted
 from onrw_core.payload.registry import Registry, perceptual_hash
@@ -198,6 +199,21 @@ def test_text_that_is_no_unicode_is_named(tmp_path):
     for path in ("a\0b", "\ud800"):
         with pytest.raises(ValueError, match="key file: .*give another path"):
             Key.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("name", {"name": 5}),
+        ("name", {"name": None}),
+        ("device", {"name": "mini", "device": 0}),
+        ("device", {"name": "mini", "device": "toaster"}),
+        ("config", {"name": "mini", "config": 1}),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_named(name, given):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        load_model(**given)
 
 
 @pytest.mark.parametrize("name", ["steps", "guidance", "composition", "luma_only", "quality", "label"])

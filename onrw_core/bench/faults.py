@@ -200,6 +200,7 @@ class Bench:
 def _command(folder: Path, limit: int | None) -> None:
     from ..commands.cli import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
     os.chdir(folder)
     sys.stdout = open(os.devnull, "w")
     sys.stderr = open(f"{os.getpid()}.err", "w", buffering=1)
