@@ -33,14 +33,15 @@ __all__ = ["Footprint", "add_arguments", "footprint", "run"]
 
 SIZES = {"sd15-random": 512, "sdxl-random": 1024}  # pixels that the networks were made for
 GIB = 2**30
-SIDE = 512  # pixels: the working size that is measured
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `onrw bench memory`."""
     add = parser.add_argument
     add("--model", nargs="+", choices=tuple(SHAPES), default=list(SHAPES), help="whose shapes (default: all)")
-    add("--size", type=int, help="pixels of the sides; by default 512 for SD 1.5 and 1024 for SDXL, 512 to measure")
+    add(
+        "--size", type=int, help="pixels of the sides; by default 512 for SD 1.5 and 1024 for SDXL, as embed to measure"
+    )
     add("--preset", nargs="+", choices=tuple(PRESETS), default=["fast", "paper"])
     add("--steps", type=int, nargs="+", help="denoising steps, instead of the preset's")
     add("--checkpointing", action="store_true", help="recompute activations with every preset")
@@ -66,7 +67,7 @@ def _sides(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark, print its table, write JSON; 0 on success."""
     if args.measure:
-        return _measure(args.measure, args.size or SIDE, args.iterations, args.json)
+        return _measure(args.measure, args.size, args.iterations, args.json)
     rows = []
     print(
         f"{'model':<14}{'pixels':>7}{'preset':>10}{'steps':>7}{'weights':>9}{'original':>10}{'iteration':>11}{'main':>8}"
@@ -86,14 +87,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(sizes: list[tuple[int, int]], size: int, iterations: int, report: Path | None) -> int:
+def _measure(sizes: list[tuple[int, int]], size: int | None, iterations: int, report: Path | None) -> int:
     from .main_memory import measured
 
     rows = []
     print(f"{'width':>7}{'height':>8}{'working':>9}{'GB':>7}{'CPU s':>7}")
     for width, height in sizes:
         rows.append(row := measured(width, height, size, iterations))
-        print(f"{width:>7}{height:>8}{size:>9}{row['gigabytes']:>7.2f}{row['cpu_seconds']:>7.0f}", flush=True)
+        print(f"{width:>7}{height:>8}{row['size']:>9}{row['gigabytes']:>7.2f}{row['cpu_seconds']:>7.0f}", flush=True)
     if report:
         publish(report, {"rows": rows})
     return 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
+from ..extractors.base import working_size
 from ..payload.keys import ENVIRONMENT, Key
 
 __all__ = ["measured"]
@@ -23,12 +24,12 @@ GRAIN = 12  # standard deviation of the texture, of 255 levels
 CELLS = 24  # patches of colour along the shorter side
 
 
-def measured(width: int, height: int, size: int, iterations: int) -> dict[str, Any]:
+def measured(width: int, height: int, size: int | None, iterations: int) -> dict[str, Any]:
     """Mark one image and measure it.
 
     Args:
         width, height: Of the image, pixels.
-        size: The working size.
+        size: The working size, pixels; None for the default.
         iterations: Of the optimisation, in each window.
 
     Returns:
@@ -42,7 +43,8 @@ def measured(width: int, height: int, size: int, iterations: int) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         photo, marked = Path(folder) / "photo.png", Path(folder) / "marked.png"
         _image(width, height).save(photo, compress_level=1)
-        words = ["embed", str(photo), "-o", str(marked), "--size", str(size), "--iterations", str(iterations)]
+        words = ["embed", str(photo), "-o", str(marked), "--iterations", str(iterations)]
+        words += ["--size", str(size)] if size else []
         command = [sys.executable, "-m", "onrw_core", *words]
         environment = os.environ | {ENVIRONMENT: Key.new().text()}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -53,7 +55,7 @@ def measured(width: int, height: int, size: int, iterations: int) -> dict[str, A
     return {
         "width": width,
         "height": height,
-        "size": size,
+        "size": working_size(size, height, width),
         "iterations": iterations,
         "gigabytes": usage.ru_maxrss * 1024 / 1e9,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
