@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import heap
 from .arguments import check_types
 from .attacks import training_mix
 from .attacks.regeneration import regenerations
@@ -188,12 +189,14 @@ def embed(
         # 3. Constrained denoising
         denoised = denoise_watermark(model, autoencoder, watermarks[-1], part.size, original=original)
         results.append(denoised if len(parts) == 1 else _at_its_limit(denoised, part.cut(working), settings))
+        del objective, optimising, inverting, original, denoised
+        heap.trim()
     # 4. Composition
     decoded = blend(parts, [result.decoded for result in results], whole)
     decoded_original = blend(parts, [result.decoded_original for result in results], whole)
     masks = [result.mask for result in results if result.mask is not None]
     mask = blend(parts, masks, whole) if masks else None
-    del results, original
+    del results
 
     def composed(quality: float | None) -> Composition:
         return compose(image[None], decoded, decoded_original, replace(settings.composing, quality=quality), mask=mask)

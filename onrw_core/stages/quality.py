@@ -134,18 +134,23 @@ def scaled_to_quality(
     """
     judge, bounds = Judge(original, mask), limits(quality)
     allowed = 100 - quality - (MARGIN if mask is None else MASK_MARGIN)
-    image, scale, judgement = original, 0.0, Judgement(100.0, 0.0, 0.0)
-    tried = torch.empty_like(original)
+    scale, judgement = 0.0, Judgement(100.0, 0.0, 0.0)
     strength = residual.square().mean().sqrt().item()
     if strength == 0:
-        return image, scale, judgement
+        return original, scale, judgement
+    image = torch.empty_like(original)
+
+    def mark(scale: float) -> None:
+        """Compute `image` with the residual at a scale; there is no second image, which would be large."""
+        for rows in strips(*original.shape[-2:]):
+            change = (scale * residual[..., rows, :]).clamp(-bounds.peak, bounds.peak)
+            image[..., rows, :] = round_8bit(original[..., rows, :] + change)
+
     low, high = 0.0, GREATEST * bounds.peak / strength
     guess, power, before = FIRST * bounds.peak / strength, 1.0, None
     for _ in range(STEPS):
-        for rows in strips(*original.shape[-2:]):
-            change = (guess * residual[..., rows, :]).clamp(-bounds.peak, bounds.peak)
-            tried[..., rows, :] = round_8bit(original[..., rows, :] + change)
-        found = judge(tried)
+        mark(guess)
+        found = judge(image)
         used = max(
             (100 - found.quality) / allowed,
             found.norm / bounds.norm,
@@ -154,7 +159,6 @@ def scaled_to_quality(
         )
         if used <= 1:
             low, scale, judgement = guess, guess, found
-            image, tried = tried, torch.empty_like(original) if image is original else image
         else:
             high = guess
         if 1 - TOLERANCE <= used <= 1 or high - low <= TOLERANCE * low:
@@ -165,4 +169,6 @@ def scaled_to_quality(
         before = guess, used
         aim = guess * ((1 - TOLERANCE / 2) / used) ** (1 / power)
         guess = aim if low < aim < high else math.sqrt(max(low, TINY * high) * high)
+    if scale != guess:  # the last try was too strong
+        mark(scale)
     return image, scale, judgement
