@@ -39,6 +39,7 @@ BIT_COUNTS = (32, 48, 64, 96, 128)
 PERIOD = 32  # tiles per side of the lattice of phases
 PATTERNS, PHASES = "onrw wire format 2: patterns", "onrw wire format 2: phases"
 PLACE = "onrw wire format 2: place"
+TINY = 1e-12
 SIGNS = 2  # a colour negative has the watermark with the opposite sign
 SHIFT_AREA = 9.0  # square pixels: shifts to which a position that is known is uncertain
 
@@ -141,15 +142,16 @@ class SecretLayer:
                 sync pattern, which a payload biases by up to a quarter of a pixel.
             pilot: (364,), refines the shift together with the sync pattern.
         """
-        averages = self.at_every_place(tiles)
+        sums = self.at_every_place(tiles)
         sync = self.sync.to(tiles)
-        cosines = F.normalize(averages, dim=1) @ sync.T
-        best = int(cosines.abs().argmax())
-        place, count = divmod(best, len(BIT_COUNTS))
-        tile = averages[place]
-        sign = math.copysign(1.0, float(cosines[place, count]))
+        a, b = sync.chunk(2, 1)
+        length = torch.view_as_real(sums).flatten(1).square().sum(0).view(-1, 2).sum(1).sqrt().clamp_min(TINY)
+        cosines = (torch.complex(a, -b) @ sums).real / length
+        count, place = divmod(int(cosines.abs().argmax()), PERIOD**2)
+        tile = torch.cat([sums[:, place].real, sums[:, place].imag])
+        sign = math.copysign(1.0, float(cosines[count, place]))
         x = y = torch.zeros(())
-        cosine = cosines[place, count].abs()
+        cosine = cosines[count, place].abs()
         if area > SHIFT_AREA:
             beside = None if pilot is None else (tiles.sum((0, 1)), pilot)
             x, y, cosine = refine(sign * tile, sync[count], x, y, beside)
@@ -169,15 +171,15 @@ class SecretLayer:
         )
 
     def at_every_place(self, tiles: Tensor) -> Tensor:
-        """The sum of tiles (rows, columns, 364) without phases, for each place of the first: (32 * 32, 364)."""
-        rows, columns = (-(-side // PERIOD) * PERIOD for side in tiles.shape[:2])
-        tiles = F.pad(tiles, (0, 0, 0, columns - tiles.shape[1], 0, rows - tiles.shape[0]))
-        folded = tiles.reshape(rows // PERIOD, PERIOD, columns // PERIOD, PERIOD, -1).sum((0, 2))
-        a, b = folded.movedim(-1, 0).chunk(2)
+        """The sum of tiles (rows, columns, 364) without phases, a + ib, for each place of the first: (182, 32 * 32)."""
+        z = torch.complex(*tiles.movedim(-1, 0).chunk(2))
+        if max(z.shape[1:]) > PERIOD:  # tiles that are a period apart have the same phases
+            rows, columns = (-(-side // PERIOD) for side in z.shape[1:])
+            z = F.pad(z, (0, columns * PERIOD - z.shape[2], 0, rows * PERIOD - z.shape[1]))
+            z = z.reshape(-1, rows, PERIOD, columns, PERIOD).sum((1, 3))
         # t(o) = sum_x conj(L(x + o)) z(x), with L the powers of i: a correlation, by FFT for each frequency.
-        product = self._lattice_spectrum * torch.fft.fft2(torch.complex(a, b)).conj()
-        sums = torch.fft.ifft2(product).conj().flatten(1).T
-        return torch.cat([sums.real, sums.imag], 1)
+        product = self._lattice_spectrum * torch.fft.fft2(z, s=(PERIOD, PERIOD)).conj()
+        return torch.fft.ifft2(product).conj_physical().flatten(1)
 
     @cached_property
     def _lattice_spectrum(self) -> Tensor:
