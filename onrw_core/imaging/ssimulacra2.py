@@ -20,7 +20,7 @@ errors along the edges, and score up to a point higher between 60 and 90.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,6 +93,9 @@ def ssimulacra2(images: Tensor, originals: Tensor) -> Tensor:
     return torch.cat([Ssimulacra2(o[None])(i[None]) for i, o in zip(images, originals, strict=True)])
 
 
+Planes = Callable[[slice], list[Tensor]]  # rows -> the opponent colours of a scale in these rows, (B, 1, h, W) each
+
+
 class Ssimulacra2:
     """SSIMULACRA2 against one original, whose side is computed once."""
 
@@ -123,10 +126,13 @@ class Ssimulacra2:
             table = torch.tensor(WEIGHTS[: 18 * count], dtype=torch.float64).view(3, count, 2, 3)
             self._colours = [[c for c in range(3) if table[c, scale].max() > NEGLIGIBLE] for scale in range(count)]
             share = None if weight is None else weight.to(original)
+            size = self.size
             for scale, planes in enumerate(_pyramid(original, self._colours)):
-                named = zip(self._colours[scale], planes, strict=True)
-                self._scales.append([_Plane.of(plane, share, table[c, scale]) for c, plane in named])
+                parts = zip(*(planes(rows) for rows in strips(*size)), strict=True)
+                named = zip(self._colours[scale], parts, strict=True)
+                self._scales.append([_Plane.of(torch.cat(part, dim=-2), share, table[c, scale]) for c, part in named])
                 share = None if share is None else _halved(share)
+                size = torch.Size(-(-side // 2) for side in size)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Scores of images (B, 3, H, W) of the original's size in [0, 1]: (B,), float64, 100 at most."""
@@ -137,8 +143,8 @@ class Ssimulacra2:
             )
         total = images.new_zeros(len(images), dtype=torch.float64)
         for originals, planes in zip(self._scales, _pyramid(images, self._colours), strict=True):
-            for original, plane in zip(originals, planes, strict=True):
-                total = total + original.error(plane)
+            if originals:
+                total = total + _error(originals, planes)
         return _score(total)
 
 
@@ -170,22 +176,18 @@ class _Plane:
         small = len(list(strips(*pixels.shape[-2:]))) == 1
         return cls(pixels, share, weights.to(pixels), _statistics(pixels) if small else None)
 
-    def error(self, marked: Tensor) -> Tensor:
-        """The weighted norms of the three maps, (B, 1, H, W) -> (B,)."""
-        sums = marked.new_zeros(len(marked), 2, 3, dtype=torch.float64)
-        for rows in strips(*marked.shape[-2:]):
-            sums = sums + self._sums(marked, rows)
-        means = sums / marked[0].numel()
-        norms = torch.stack([means[:, 0], means[:, 1].clamp_min(TINY**4) ** 0.25], dim=1)
-        return (self.weights.double() * norms).sum((1, 2))
+    def sums(self, marked: Tensor, rows: slice) -> Tensor:
+        """Sums over rows of the maps and of their fourth powers, (B, 2, 3).
 
-    def _sums(self, marked: Tensor, rows: slice) -> Tensor:
-        """Sums over rows of the maps and of their fourth powers, (B, 2, 3)."""
-        wide, inner = _with_margin(rows, marked.shape[-2])
-        pixels = self.pixels[wide]
-        original = self.statistics or _Statistics(*(values[inner] for values in _statistics(pixels)))
-        delta = marked[wide] - pixels
-        blurred = _blurred(torch.cat([delta, delta.square(), pixels * delta], dim=1))[inner]
+        Args:
+            marked: (B, 1, h, W), these rows with the rows around them, see `_with_margin`.
+            rows: Of the plane.
+        """
+        wide, inner = _with_margin(rows, self.pixels.shape[-2])
+        pixels = self.pixels[..., wide, :]
+        original = self.statistics or _Statistics(*(values[..., inner, :] for values in _statistics(pixels)))
+        delta = marked - pixels
+        blurred = _blurred(torch.cat([delta, delta.square(), pixels * delta], dim=1))[..., inner, :]
         mean, square, product = blurred.split(1, dim=1)
         mean_square = mean.square()
         variance = square - mean_square
@@ -193,7 +195,7 @@ class _Plane:
         structure = (mean_square + (1 - mean_square) * (variance / whole)).clamp_min(0)
         height = original.height
         plain = height.abs()
-        edges = ((height + delta[inner] - mean).abs() - plain) / (1 + plain)
+        edges = ((height + delta[..., inner, :] - mean).abs() - plain) / (1 + plain)
         maps = torch.cat([structure, edges.clamp_min(0), (-edges).clamp_min(0)], dim=1)
         fourth = maps.square().square()
         if self.share is not None:
@@ -202,17 +204,31 @@ class _Plane:
         return torch.stack([maps.sum((2, 3)), fourth.sum((2, 3))], dim=1).double()
 
 
+def _error(originals: list[_Plane], planes: Planes) -> Tensor:
+    """The weighted norms of the three maps of all colours of a scale, (B,)."""
+    height, width = originals[0].pixels.shape[-2:]
+    sums = [torch.zeros(())] * len(originals)
+    for rows in strips(height, width):
+        marked = planes(_with_margin(rows, height)[0])
+        sums = [total + each.sums(plane, rows) for total, each, plane in zip(sums, originals, marked, strict=True)]
+    error = torch.zeros(())
+    for total, each in zip(sums, originals, strict=True):
+        means = total / (height * width)
+        norms = torch.stack([means[:, 0], means[:, 1].clamp_min(TINY**4) ** 0.25], dim=1)
+        error = error + (each.weights.double() * norms).sum((1, 2))
+    return error
+
+
 def _statistics(pixels: Tensor) -> _Statistics:
     with torch.no_grad():
         mean, square = _blurred(pixels), _blurred(pixels.square())
         return _Statistics(mean, 2 * (square - mean.square()) + C2, pixels - mean)
 
 
-def _with_margin(rows: slice, height: int) -> tuple[tuple, tuple]:
-    """Indices of rows with the rows around them that the Gaussian mean takes in, and of the rows among those."""
+def _with_margin(rows: slice, height: int) -> tuple[slice, slice]:
+    """Rows with the rows around them that the Gaussian mean takes in, and the rows' place among those."""
     first, last = max(0, rows.start - RADIUS), min(height, rows.stop + RADIUS)
-    inner = slice(rows.start - first, rows.stop - first)
-    return (..., slice(first, last), slice(None)), (..., inner, slice(None))
+    return slice(first, last), slice(rows.start - first, rows.stop - first)
 
 
 def linear_light(images: Tensor) -> Tensor:
@@ -229,20 +245,23 @@ def _scale_count(height: int, width: int) -> int:
     return count
 
 
-def _pyramid(images: Tensor, colours: list[list[int]]) -> Iterator[list[Tensor]]:
-    """The named opponent colours of each scale; the image is never in linear light as a whole."""
-    planes, halves = [], []
-    for rows in strips(*images.shape[-2:]):
-        light = linear_light(images[..., rows, :])
-        planes.append(opponent(light, colours[0]))
-        halves.append(_halved(light))
-    yield [torch.cat(parts, dim=-2) for parts in zip(*planes, strict=True)]
-    del planes
-    light = torch.cat(halves, dim=-2)
-    del halves
-    for scale in colours[1:]:
-        yield opponent(light, scale)
+def _pyramid(images: Tensor, colours: list[list[int]]) -> Iterator[Planes]:
+    """The scales of images (B, 3, H, W); a large image is in linear light, or in opponent colours, in strips only."""
+    parts = list(strips(*images.shape[-2:]))
+    if len(parts) == 1:
+        light = linear_light(images)
+        yield _planes(light, colours[0])
         light = _halved(light)
+    else:
+        yield lambda rows: opponent(linear_light(images[..., rows, :]), colours[0])
+        light = torch.cat([_halved(linear_light(images[..., rows, :])) for rows in parts], dim=-2)
+    for scale in colours[1:]:
+        yield _planes(light, scale)
+        light = _halved(light)
+
+
+def _planes(light: Tensor, colours: list[int]) -> Planes:
+    return lambda rows: opponent(light[..., rows, :], colours)
 
 
 def _halved(light: Tensor) -> Tensor:
