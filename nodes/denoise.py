@@ -14,18 +14,28 @@ from torch import Tensor
 from ..onrw_core.imaging.geometry import size_of
 from ..onrw_core.imaging.pixels import MIN_SIDE
 from ..onrw_core.pipeline import Denoised, denoise_watermark
-from ..onrw_core.stages.composition import CompositionOptions, compose
+from ..onrw_core.stages.composition import compose
 from ..onrw_core.stages.noise_optimisation import PRESETS
 from . import images
 from .adapter import Progress, check_model, ordinary_tensors, prepared, run, to_latent
-from .inputs import DEFAULT_PRESET, composed_outputs, composition, prompts_again, quality_of, strength, target_psnr, vae
+from .inputs import (
+    AS_OPTIMISED,
+    DEFAULT_PRESET,
+    balanced,
+    composed_outputs,
+    composition,
+    prompts_again,
+    quality_of,
+    strength,
+    target_psnr,
+    vae,
+)
 from .schemas import advanced, schema
 from .sockets import STAGES, ReadableWatermark, WatermarkType, per_image
 from .warning import warn_unreadable
 
 __all__ = ["ComposeNode", "ConstrainedDenoiseNode"]
 
-AS_OPTIMISED = "as optimised"
 REMEDY = "lower the quality, allow a larger area, or allow Optimize Watermark Noise more iterations"
 PSEUDO_MASKS = ["none", "soft", "hard"]
 ATTENTION = {"replay": False, "inject": True}
@@ -50,7 +60,7 @@ class ConstrainedDenoiseNode(io.ComfyNode):
                 WatermarkType.Input("watermark", tooltip="From Optimize Watermark Noise."),
                 io.Image.Input("image", tooltip="The original, at any size with the same aspect ratio."),
                 composition("composition", AS_OPTIMISED),
-                *strength(AS_OPTIMISED),
+                *strength("that of Optimize Watermark Noise"),
                 target_psnr(),
                 advanced(
                     io.Combo.Input,
@@ -104,7 +114,7 @@ class ConstrainedDenoiseNode(io.ComfyNode):
             current = per_image(watermark, index, len(originals), "watermark")
             settings = current.settings.with_(
                 composition=None if composition == AS_OPTIMISED else composition,
-                quality=quality_of(strength, quality),
+                quality=quality_of(strength, quality, current.balanced),
                 target_psnr=target_psnr or None,
                 mask=None if pseudo_mask == AS_OPTIMISED else pseudo_mask,
                 inject=None if attention == AS_OPTIMISED else ATTENTION[attention],
@@ -192,7 +202,7 @@ class ComposeNode(io.ComfyNode):
                 io.Image.Input("decoded_marked", tooltip="Decoded from the marked noise."),
                 io.Image.Input("decoded_original", tooltip="Decoded from the original's noise by the same sampling."),
                 composition("mode"),
-                *strength(),
+                *strength("that of the connected watermark, or balanced without one"),
                 target_psnr(),
                 advanced(
                     io.Boolean.Input,
@@ -236,18 +246,21 @@ class ComposeNode(io.ComfyNode):
             raise ValueError(
                 "decoded_original: it differs in size from decoded_marked; decode both with the same sampling settings"
             )
-        options = CompositionOptions(
-            mode,
-            None if target_psnr else quality_of(strength, quality),
-            target_psnr or PRESETS[DEFAULT_PRESET].target_psnr,  # not used with a quality
-            luma_only=luma_only,
-        )
         composed = []
         for index, image in enumerate(originals.split(1)):
             with_mark = per_image(marked.split(1), index, len(originals), "decoded_marked")
             without = per_image(unmarked.split(1), index, len(originals), "decoded_original")
+            settings, score = PRESETS[DEFAULT_PRESET], balanced(DEFAULT_PRESET)
             if watermark is not None:
-                with_mark = _with_residual(with_mark, per_image(watermark, index, len(originals), "watermark"))
+                current = per_image(watermark, index, len(originals), "watermark")
+                with_mark = _with_residual(with_mark, current)
+                settings, score = current.settings, current.balanced
+            settings = settings.with_(
+                composition=mode,
+                quality=quality_of(strength, quality, score),
+                target_psnr=target_psnr or None,
+                luma_only=luma_only,
+            )
             part = images.latent_region(size_of(image), size_of(with_mark))
             area = images.mask_of(mask, index, original)
             if area is not None:
@@ -256,7 +269,7 @@ class ComposeNode(io.ComfyNode):
                 part.cut(image),
                 with_mark,
                 without,
-                options,
+                settings.composing,
                 mask=area,
             )
             composed.append(part.paste(composition.image, image))

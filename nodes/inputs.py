@@ -14,9 +14,11 @@ from .schemas import advanced
 from .sockets import ExtractorType, KeyType
 
 __all__ = [
+    "AS_OPTIMISED",
     "AS_PRESET",
     "CUSTOM",
     "DEFAULT_PRESET",
+    "balanced",
     "composed_outputs",
     "composition",
     "extractor",
@@ -38,9 +40,10 @@ __all__ = [
 DEFAULT_PRESET = "fast"
 DEFAULT_MIX = "all"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
-AS_PRESET, CUSTOM = "as preset", "custom"
-STRENGTHS = {"subtle": 95.0, "balanced": DEFAULT_QUALITY, "strong": 80.0}
+AS_PRESET, AS_OPTIMISED, CUSTOM = "as preset", "as optimised", "custom"
 DEFAULT_STRENGTH = "balanced"
+STRENGTHS = {"subtle": 5.0, DEFAULT_STRENGTH: 0.0, "strong": -10.0}
+"""SSIMULACRA2 scores above that of the preset."""
 STAGED = [name for name, settings in PRESETS.items() if settings.space == "noise"]
 """The presets whose stages are nodes."""
 
@@ -60,16 +63,22 @@ def preset(tooltip: str) -> io.Input:
     return io.Combo.Input("preset", options=STAGED, default=DEFAULT_PRESET, tooltip=tooltip)
 
 
-def strength(*others: str) -> tuple[io.Input, io.Input]:
-    """How strong a watermark is, as a choice and as a number; the first of the other choices is the default."""
-    options = [*others, *STRENGTHS, CUSTOM]
+def strength(optimised: str = "") -> tuple[io.Input, io.Input]:
+    """How strong a watermark is, as a choice and as a number.
+
+    Args:
+        optimised: What the choice `AS_OPTIMISED` means, which is the default then; "" for nodes without it.
+    """
+    first = [AS_OPTIMISED] if optimised else []
+    also = f" {AS_OPTIMISED}: {optimised}." if optimised else ""
     return (
         io.Combo.Input(
             "strength",
-            options=options,
-            default=others[0] if others else DEFAULT_STRENGTH,
+            options=[*first, *STRENGTHS, CUSTOM],
+            default=AS_OPTIMISED if optimised else DEFAULT_STRENGTH,
             tooltip="How strong the watermark is. balanced: not visible at normal viewing. subtle: for flat drawings "
-            "and skies. strong: survives more, and may be visible from close by. custom: the number in `quality`.",
+            "and skies. strong: survives more, and may be visible from close by. custom: the number in `quality`."
+            f"{also}",
         ),
         advanced(
             io.Float.Input,
@@ -79,14 +88,27 @@ def strength(*others: str) -> tuple[io.Input, io.Input]:
             max=HIGHEST,
             step=1.0,
             tooltip="For the strength custom: quality of the marked image as a SSIMULACRA2 score (subtle is 95, "
-            "balanced 90, strong 80). A higher score is less visible and less robust.",
+            "balanced 90, strong 80; with the preset endure 75, 70, 60). A higher score is less visible and less "
+            "robust.",
         ),
     )
 
 
-def quality_of(strength: str, quality: float) -> float | None:
-    """The SSIMULACRA2 score of a strength; None where another strength was chosen before."""
-    return quality if strength == CUSTOM else STRENGTHS.get(strength)
+def quality_of(strength: str, quality: float, balanced: float) -> float | None:
+    """The SSIMULACRA2 score of a strength; None for `AS_OPTIMISED`.
+
+    Args:
+        strength, quality: The widgets of these names.
+        balanced: The score of the preset.
+    """
+    if strength == AS_OPTIMISED:
+        return None
+    return quality if strength == CUSTOM else balanced + STRENGTHS[strength]
+
+
+def balanced(preset: str) -> float:
+    """The SSIMULACRA2 score of the strength balanced with a preset."""
+    return PRESETS[preset].quality or DEFAULT_QUALITY
 
 
 def target_psnr() -> io.Input:
@@ -251,8 +273,7 @@ def marking_settings(
     """
     changes: dict[str, float | str | None] = {**tuned} if tuning == CUSTOM else {}
     if "target_psnr" not in extractor.marking:
-        # The default strength is that of the preset.
-        changes["quality"] = None if strength == DEFAULT_STRENGTH else quality_of(strength, quality)
+        changes["quality"] = quality_of(strength, quality, balanced(preset))
     changes["target_psnr"] = target_psnr or None
     changes["mix"] = None if mix == DEFAULT_MIX else mix
     return PRESETS[preset].with_(**extractor.marking).with_(**changes)

@@ -24,6 +24,7 @@ from . import images
 from .adapter import Progress, check_model, ordinary_tensors, prepared, run, to_latent
 from .charts import curves
 from .inputs import (
+    balanced,
     extractor,
     generator_for,
     inverted_model,
@@ -112,6 +113,7 @@ class OptimizeNoiseNode(io.ComfyNode):
                 reader,
                 current,
                 settings,
+                balanced(preset),
                 images.mask_of(mask, index, image),
                 generator_for(seed, index),
                 progress,
@@ -136,6 +138,7 @@ def _optimise(
     extractor: Reader,
     message: Message,
     preset: Settings,
+    score: float,
     mask: Tensor | None,
     generator: torch.Generator,
     progress: Progress,
@@ -174,7 +177,7 @@ def _optimise(
         states = optimise(objective, generator=generator)
         watermark = progress.result_of(states, settings.iterations, shown)
         noise = perturbed(here, watermark.delta)
-        readable = ReadableWatermark(**vars(watermark), reader=extractor, message=message)
+        readable = ReadableWatermark(**vars(watermark), reader=extractor, message=message, balanced=score)
         return replace(readable, inversion=record, delta=watermark.delta.cpu()), noise.cpu(), marked
 
     return run(model, vae, record.positive, record.null, tuple(record.latents.shape[1:]), work)

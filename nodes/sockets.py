@@ -76,10 +76,12 @@ class ReadableWatermark(Watermark):
     Attributes:
         reader: Extractor and key.
         message: What the marked image is to say.
+        balanced: The SSIMULACRA2 score of the strength balanced: that of the preset.
     """
 
     reader: Reader
     message: Message
+    balanced: float
 
     def readable(self, image: Tensor) -> bool:
         """Whether the message can be read from a marked image (1, 3, H, W) in [0, 1]."""

@@ -123,7 +123,7 @@ def denoise(nodes, mini, watermark, image, **changes):
 
 
 def composing(nodes, image, marked, original, **changes):
-    settings = {"mode": "residual", "strength": "balanced", "quality": 90.0, "target_psnr": 0.0, "luma_only": True}
+    settings = {"mode": "residual", "strength": "as optimised", "quality": 90.0, "target_psnr": 0.0, "luma_only": True}
     return nodes.Compose(original=image[:1], decoded_marked=marked, decoded_original=original, **(settings | changes))
 
 
@@ -204,10 +204,22 @@ def test_stages_warn_where_the_watermark_cannot_be_read(
 def test_sampler_graph_draws_the_same_picture(nodes, mini, watermark, image, stock):
     expected = denoise(nodes, mini, watermark[0], image[:1])[0]
     marked, original = (sample(nodes, mini, watermark[0], branch, stock) for branch in ("marked", "original"))
-    composed, _ = composing(nodes, image, marked, original, target_psnr=42.0, watermark=watermark[0])
+    composed, _ = composing(nodes, image, marked, original, watermark=watermark[0])
     difference = (composed - expected).abs()
     # Both are rounded to 8 bit: values that agree to the last float digits fall on two sides of a level now and then.
     assert (difference > 1e-3).float().mean() < 1e-3 and difference.max() < 1.5 / 255
+
+
+def test_strengths_of_the_stages_are_those_of_the_preset(nodes, mini, watermark, image, stock):
+    strong = tuple(replace(each, balanced=70.0) for each in watermark[0])
+    marked, original = (sample(nodes, mini, strong, branch, stock) for branch in ("marked", "original"))
+    for name, score in (("strong", 60.0), ("balanced", 70.0)):
+        for made in (
+            lambda record, **given: denoise(nodes, mini, record, image[:1], **given)[0],
+            lambda record, **given: composing(nodes, image, marked, original, watermark=record, **given)[0],
+        ):
+            assert torch.equal(made(strong, strength=name), made(strong, strength="custom", quality=score))
+            assert not torch.equal(made(strong, strength=name), made(watermark[0], strength=name))
 
 
 def test_compose_wants_the_watermark_of_the_sampled_noise(nodes, watermark, image):
@@ -505,7 +517,9 @@ def test_third_party_decoders_get_the_attacks_that_they_can_stand(pack, extracto
 def test_the_default_strength_is_that_of_the_preset(pack, extractor):
     settings, keyed = importlib.import_module(f"{pack.__name__}.nodes.inputs").marking_settings, extractor.extractor
     assert (settings("fast", keyed).quality, settings("endure", keyed).quality) == (90, 70)
-    assert settings("endure", keyed, strength="strong").quality == 80
+    for strength, score in {"subtle": 75, "balanced": 70, "strong": 60}.items():
+        assert settings("endure", keyed, strength=strength).quality == score
+        assert settings("fast", keyed, strength=strength).quality == score + 20
     assert settings("endure", keyed, strength="custom", quality=90.0).quality == 90
     assert settings("endure", keyed).mix == "regeneration" and settings("endure", keyed, mix="none").mix == "none"
 
