@@ -14,7 +14,7 @@ from torch import Tensor
 from ..onrw_core.imaging.geometry import size_of
 from ..onrw_core.imaging.pixels import MIN_SIDE
 from ..onrw_core.pipeline import Denoised, denoise_watermark
-from ..onrw_core.stages.composition import compose
+from ..onrw_core.stages.composition import compose, resized
 from ..onrw_core.stages.noise_optimisation import PRESETS
 from . import images
 from .adapter import Progress, check_model, ordinary_tensors, prepared, run, to_latent
@@ -119,10 +119,10 @@ class ConstrainedDenoiseNode(io.ComfyNode):
                 mask=None if pseudo_mask == AS_OPTIMISED else pseudo_mask,
                 inject=None if attention == AS_OPTIMISED else ATTENTION[attention],
             )
-            area = current.mask if mask is None else images.mask_of(mask, index, image)
             inverted = prepared(current.inversion, positive, negative)
-            current = replace(current, inversion=inverted, settings=settings, mask=area)
-            result, denoised = draw(model, vae, current, original)
+            current = replace(current, inversion=inverted, settings=settings)
+            area = None if mask is None else images.mask_of(mask, index, image)
+            result, denoised = draw(model, vae, current, original, area)
             marked.append(result)
             if not current.readable(result):
                 unreadable.append(index)
@@ -139,8 +139,13 @@ class ConstrainedDenoiseNode(io.ComfyNode):
         )
 
 
-def draw(model: ModelPatcher, vae: VAE, watermark: ReadableWatermark, original: Tensor) -> tuple[Tensor, Denoised]:
-    """The marked image (1, 3, H, W), and the decoded images and the mask that it was composed from."""
+def draw(
+    model: ModelPatcher, vae: VAE, watermark: ReadableWatermark, original: Tensor, area: Tensor | None = None
+) -> tuple[Tensor, Denoised]:
+    """The marked image (1, 3, H, W), and the decoded images and the mask that it was composed from.
+
+    `area`, (1, 1, H, W), replaces the watermark's mask.
+    """
     record = watermark.inversion
     height, width = record.latents.shape[-2:]
 
@@ -149,15 +154,19 @@ def draw(model: ModelPatcher, vae: VAE, watermark: ReadableWatermark, original: 
         autoencoder.clamped = True  # as VAE Decode does, so that the sampler graph gives the same image
         factor = autoencoder.factor
         part = images.latent_region(size_of(original), (height * factor, width * factor))
-        return part, denoise_watermark(core_model, autoencoder, watermark, part.working)
+        here = watermark
+        if area is not None:
+            here = replace(watermark, mask=part.cut(resized(area, size_of(original), "bilinear")))
+        return part, here.mask, denoise_watermark(core_model, autoencoder, here, part.working)
 
-    part, denoised = run(model, vae, record.positive, record.null, tuple(record.latents.shape[1:]), work)
+    part, inside, denoised = run(model, vae, record.positive, record.null, tuple(record.latents.shape[1:]), work)
     composition = compose(
         part.cut(original),
         denoised.decoded,
         denoised.decoded_original,
         watermark.settings.composing,
         mask=denoised.mask,
+        area=inside,
     )
     return part.paste(composition.image, original), denoised
 
@@ -264,13 +273,13 @@ class ComposeNode(io.ComfyNode):
             part = images.latent_region(size_of(image), size_of(with_mark))
             area = images.mask_of(mask, index, original)
             if area is not None:
-                area = F.interpolate(area, size_of(with_mark), mode="bilinear", align_corners=False)
+                area = part.cut(resized(area, size_of(image), "bilinear"))
             composition = compose(
                 part.cut(image),
                 with_mark,
                 without,
                 settings.composing,
-                mask=area,
+                area=area,
             )
             composed.append(part.paste(composition.image, image))
         result = torch.cat(composed)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..onrw_core.imaging.geometry import size_of
 from ..onrw_core.imaging.pixels import MIN_SIDE
 from ..onrw_core.payload.message import Message, bit_string
+from ..onrw_core.stages.composition import resized
 from ..onrw_core.stages.constrained_denoising import perturbed
 from ..onrw_core.stages.inversion import Inversion
 from ..onrw_core.stages.noise_optimisation import Objective, Settings, State, Watermark, optimise
@@ -163,6 +164,8 @@ def _optimise(
         part = images.latent_region(size_of(original), (height * factor, width * factor))
         here = replace(record, latents=record.latents.to(core_model.device))
         image = part.shrink(original).to(core_model.device)
+        if size_of(image) != part.size and not settings.again:
+            reads.refuse_marked(part.cut(original))
         objective = Objective(
             core_model,
             autoencoder,
@@ -171,7 +174,7 @@ def _optimise(
             reads.for_image(image, settings.label, settings.again),
             message.bits,
             settings,
-            mask=None if mask is None else part.cut(_at(mask, original)),
+            mask=None if mask is None else part.cut(resized(mask, size_of(original), "bilinear")),
         )
         tell_if_weak(objective.composer, objective.extractor, message.bits, on_forecast)
         states = optimise(objective, generator=generator)
@@ -181,11 +184,6 @@ def _optimise(
         return replace(readable, inversion=record, delta=watermark.delta.cpu()), noise.cpu(), marked
 
     return run(model, vae, record.positive, record.null, tuple(record.latents.shape[1:]), work)
-
-
-def _at(mask: Tensor, image: Tensor) -> Tensor:
-    size = image.shape[-2:]
-    return torch.nn.functional.interpolate(mask, size, mode="bilinear", align_corners=False)
 
 
 def report(watermark: Watermark, message: Message) -> str:

@@ -14,7 +14,6 @@ import time
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import check_types
@@ -27,7 +26,7 @@ from .imaging.metrics import ssim
 from .imaging.pixels import as_mask, as_rgb
 from .imaging.registration import Shift, overlap, translated, translation
 from .pipeline import Marked
-from .stages.composition import Composer, compose
+from .stages.composition import Composer, compose, resized
 from .stages.working_image import working_image
 from .torch_modes import in_own_modes
 
@@ -84,9 +83,8 @@ class Clip:
         self.generator, self.size = generator, size
         regeneration = regenerations(model, autoencoder, watermark.inversion.unconditional)
         self.mix = training_mix(self.settings.mix, regeneration, marked.extractor.window)
-        self.mask = None
-        if mask is not None:
-            self.mask = F.interpolate(as_mask(mask), size=size_of(working), mode="bilinear", align_corners=False)
+        self.area = None if mask is None else as_mask(mask)
+        self.mask = None if self.area is None else resized(self.area, size_of(working), "bilinear")
         self.residual = _unit(marked.residual)
         self.reference = working  # the frame that motion is measured against
         self.before = self.present = Shift(0, 0)  # of the content since the first frame: of the reference, and now
@@ -110,7 +108,7 @@ class Clip:
         extractor = self.marked.extractor.for_window(-self.present.y, -self.present.x)
         options = self.settings.composing
         self._adapt(Composer(working, options, mask=self.mask), extractor, working, new)
-        composition = compose(frame[None], working + self.residual, working, options, mask=self.mask)
+        composition = compose(frame[None], working + self.residual, working, options, mask=self.mask, area=self.area)
         return replace(
             self.marked,
             image=composition.image[0],

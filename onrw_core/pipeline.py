@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import heap
@@ -29,7 +28,7 @@ from .imaging.geometry import size_of
 from .imaging.metrics import ssim
 from .imaging.pixels import MIN_SIDE, as_mask, as_rgb
 from .payload.message import as_bits
-from .stages.composition import Composer, Composition, compose
+from .stages.composition import Composer, Composition, compose, resized
 from .stages.constrained_denoising import Constraint, OriginalBranch, marked_branch, original_branch
 from .stages.inversion import InversionState, invert
 from .stages.noise_optimisation import Objective, Settings, State, Watermark, combined_mask, optimise
@@ -146,9 +145,12 @@ def embed(
     whole = size_of(working)
     if default:
         settings = replace(settings, iterations=iterations_at(settings.iterations, whole))
-    area = None if mask is None else F.interpolate(as_mask(mask), size=whole, mode="bilinear", align_corners=False)
+    mask = None if mask is None else as_mask(mask)
+    area = None if mask is None else resized(mask, whole, "bilinear")
     parts = [part for part in windows(*whole) if area is None or part.cut(area).any()]
 
+    if whole != size_of(image) and not settings.again:
+        extractor.refuse_marked(image[None])
     extractor = extractor.for_image(working, settings.label, settings.again)
     weak = False
     if on_forecast is not None:
@@ -195,11 +197,12 @@ def embed(
     decoded = blend(parts, [result.decoded for result in results], whole)
     decoded_original = blend(parts, [result.decoded_original for result in results], whole)
     masks = [result.mask for result in results if result.mask is not None]
-    mask = blend(parts, masks, whole) if masks else None
+    changed = blend(parts, masks, whole) if masks else None
     del results
 
     def composed(quality: float | None) -> Composition:
-        return compose(image[None], decoded, decoded_original, replace(settings.composing, quality=quality), mask=mask)
+        options = replace(settings.composing, quality=quality)
+        return compose(image[None], decoded, decoded_original, options, mask=changed, area=mask)
 
     if settings.spare and settings.quality is not None:
         regeneration = regenerations(model, autoencoder, watermarks[-1].inversion.unconditional)

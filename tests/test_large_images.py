@@ -1,6 +1,7 @@
 """Images that are marked in windows: no seams, one message, bounded memory."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from onrw_core import pipeline
 from onrw_core.bench.footprint import Footprint
 from onrw_core.diffusion.model import Autoencoder
+from onrw_core.extractors.base import AlreadyMarkedError
 from onrw_core.extractors.keyed.extractor import KeyedExtractor
 from onrw_core.imaging import strips
 from onrw_core.imaging.convolve import gaussian_blur
@@ -191,3 +193,56 @@ def test_composition_to_a_quality_holds_the_judge_beside_a_few_images(monkeypatc
     with Footprint() as composing:
         compose(original, decoded, below, CompositionOptions(quality=90, luma_only=True))
     assert composing.peak < 6.5 * original.nbytes
+
+
+def area(kind: str, height: int, width: int) -> torch.Tensor:
+    mask = torch.zeros(1, 1, height, width)
+    if kind == "disk":
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        mask[0, 0] = ((y - 90) ** 2 + (x - 110) ** 2 < 60**2).float()
+    elif kind == "line":
+        mask[..., 71, :] = 1
+    elif kind == "pixel":
+        mask[..., 82, 97] = 1
+    else:
+        mask[0, 0] = (torch.rand(height, width, generator=torch.Generator().manual_seed(5)) < 0.05).float()
+    return mask
+
+
+@pytest.mark.parametrize("kind", ["disk", "line", "pixel", "grains"])
+def test_nothing_outside_of_a_mask_changes_where_the_working_image_is_smaller(parts, extractor, bits, kind):  # noqa: F811
+    model, autoencoder, _, positive, null = parts
+    image, mask = scene(192, 256)[0], area(kind, 192, 256)
+    marked = embed(
+        image,
+        model,
+        autoencoder,
+        extractor,
+        bits,
+        positive=positive,
+        null=null,
+        settings=Settings(start_sigma=0.2, steps=1, iterations=2, attention_weight=0.0, quality=None, target_psnr=30.0),
+        generator=torch.Generator().manual_seed(0),
+        size=96,
+        mask=mask,
+    )
+    change = (marked.image - image).abs().amax(0)
+    assert float(change[mask[0, 0] == 0].max()) == 0
+    assert kind == "pixel" or float(change.max()) > 0
+
+
+def test_a_mark_of_the_same_key_is_seen_at_the_size_of_the_image(parts, extractor, bits):  # noqa: F811
+    image = scene(256, 320)[0]
+    pattern = extractor.pattern(bits, (256, 320), pilot_share=0.7)
+    image = (image + 0.02 * pattern).clamp(0, 1)
+    model, autoencoder, _, positive, null = parts
+    options = {
+        "positive": positive,
+        "null": null,
+        "generator": torch.Generator().manual_seed(0),
+        "size": 72,  # at which the pattern cannot be seen
+    }
+    settings = Settings(start_sigma=0.2, steps=1, iterations=1, attention_weight=0.0, quality=None, target_psnr=38.0)
+    with pytest.raises(AlreadyMarkedError):
+        embed(image, model, autoencoder, extractor, bits, settings=settings, **options)
+    embed(image, model, autoencoder, extractor, bits, settings=replace(settings, again=True), **options)

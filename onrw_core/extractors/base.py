@@ -164,6 +164,16 @@ class Extractor(ABC):
         """
         return self
 
+    def refuse_marked(self, image: Tensor) -> None:  # noqa: B027
+        """Look for a watermark of the same key in an image that is marked at another size than its own.
+
+        Args:
+            image: (1, 3, H, W) in [0, 1].
+
+        Raises:
+            AlreadyMarkedError: The image carries one.
+        """
+
     def for_window(self, top: int, left: int) -> Extractor:
         """The extractor for marking a window of that image, or of the scene around it, which begins at these pixels."""
         return self

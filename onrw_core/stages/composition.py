@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..imaging.geometry import size_of
 from ..imaging.metrics import psnr
 from ..imaging.pixels import as_mask, as_rgb, check_finite
 from ..imaging.rounding import LEVELS, round_8bit, straight_through
@@ -27,7 +28,7 @@ from .limits import ScaleToLimits, limits
 from .quality import Judge, Judgement, scaled_to_quality
 from .shaping import Shaping
 
-__all__ = ["MODES", "Composer", "Composition", "CompositionOptions", "compose"]
+__all__ = ["MODES", "Composer", "Composition", "CompositionOptions", "compose", "resized"]
 
 MODES = ("residual", "mask")
 
@@ -117,7 +118,7 @@ class Composer:
         original, mask = _checked(original, mask)
         self.original = original.detach()
         self.options = options
-        self.mask = None if mask is None else _resized(mask.to(original), original.shape[-2:], "bilinear")
+        self.mask = None if mask is None else resized(mask.to(original), size_of(original), "bilinear")
         self.shaping = _shaping(self.original, options)
         self._limits = None if options.quality is None else limits(options.quality)
         self._to_limits = None if self._limits is None else ScaleToLimits(self.original, self._limits, self.mask)
@@ -154,6 +155,7 @@ def compose(
     options: CompositionOptions = DEFAULT,
     *,
     mask: Tensor | None = None,
+    area: Tensor | None = None,
 ) -> Composition:
     """Make the marked image at the original's resolution.
 
@@ -163,6 +165,7 @@ def compose(
         decoded_original: The decoded latent without the watermark.
         options: A PSNR is met within 0.02 dB in mode "residual" wherever the image has room for it.
         mask: (1, 1, any, any) in [0, 1], the area that may be marked; None for the whole image.
+        area: The same at the original's resolution: a mask of the working size, enlarged, reaches beyond it.
 
     Raises:
         ValueError: Shapes that do not fit, or as `as_rgb` and `as_mask`.
@@ -176,15 +179,18 @@ def compose(
     check_finite(decoded, "decoded")
     check_finite(decoded_original, "decoded_original")
     with torch.no_grad():
-        size = original.shape[-2:]
-        mask = None if mask is None else _resized(mask.to(original), size, "bilinear")
+        size = size_of(original)
+        mask = None if mask is None else resized(mask.to(original), size, "bilinear")
+        if area is not None:
+            area = resized(as_mask(area, "area").to(original), size, "bilinear")
+            mask = area if mask is None else torch.minimum(mask, area)
         decoded, decoded_original = decoded.to(original), decoded_original.to(original)
         judgement = None
         if options.mode == "mask":
-            image, scale = round_8bit(_blend(original, _resized(decoded, size), mask)), 1.0
+            image, scale = round_8bit(_blend(original, resized(decoded, size), mask)), 1.0
         else:
-            shaping = _shaping(_resized(original, decoded.shape[-2:]).clamp(0, 1), options)
-            residual = _resized(shaping(decoded - decoded_original), size)
+            shaping = _shaping(resized(original, size_of(decoded)).clamp(0, 1), options)
+            residual = resized(shaping(decoded - decoded_original), size)
             residual = shaping.coloured(_masked(residual, mask))
             if options.quality is None:
                 image, scale = _scaled_to(original, residual, options.target_psnr, mask)
@@ -248,7 +254,7 @@ def _checked(original: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | No
     return as_rgb(original, "original", batch=True), None if mask is None else as_mask(mask)
 
 
-def _resized(images: Tensor, size: torch.Size, mode: str = "bicubic") -> Tensor:
+def resized(images: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
     """Resize to (height, width), with a low-pass filter when shrinking."""
     if images.shape[-2:] == size:
         return images

@@ -133,6 +133,10 @@ class KeyedExtractor(Extractor):
             logger.warning("the image has the public label %s, which is not changed to %s", present.label, label)
         return KeyedExtractor(self.key, self.num_bits, present.label or label, place, present.to_marked)
 
+    def refuse_marked(self, image: Tensor) -> None:
+        image = image.detach().cpu()
+        self._refuse_own(image, detect(image, quick=True))
+
     def _refuse_own(self, image: Tensor, present: Detection) -> None:
         found = read(image, self.layer, search=False, at=present.to_marked)
         if found.detected:
