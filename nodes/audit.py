@@ -12,7 +12,7 @@ from ..onrw_core.payload.keys import Key
 from ..onrw_core.payload.message import Message, raw
 from ..onrw_core.strict_json import to_json
 from . import images
-from .adapter import Progress, ordinary_tensors
+from .adapter import Progress, numbered, ordinary_tensors
 from .charts import bars
 from .inputs import extractor, generator_for, key, seed
 from .keys import KeyUser, reader_of
@@ -86,7 +86,9 @@ class AuditNode(KeyUser):
         reader = reader_of(extractor, key)
         originals = images.from_comfy(image)
         expected = [
-            per_image(message, index, len(originals), "message") if message else _read_before(each[0], reader)
+            per_image(message, index, len(originals), "message")
+            if message
+            else _read_before(each[0], reader, numbered("image", index, len(originals)))
             for index, each in enumerate(originals.split(1))
         ]
         attacks = [attack(NONE), *_suite(suite, seed)]
@@ -124,15 +126,15 @@ class AuditNode(KeyUser):
         return io.NodeOutput(chart, table, report, ui=ui.PreviewText(table))
 
 
-def _read_before(image: Tensor, reader: Reader) -> Message:
-    """The bits that are read from an image (3, H, W) before any attack.
+def _read_before(image: Tensor, reader: Reader, name: str) -> Message:
+    """The bits that are read from an image (3, H, W) of that name before any attack.
 
     Raises:
         ValueError: The image carries no watermark.
     """
     reading = reader.extractor.read(image, reader.key)
     if not reading.detected:
-        raise ValueError("image: it carries no watermark of this key; connect a marked image")
+        raise ValueError(f"{name}: it carries no watermark of this key; connect a marked image")
     return raw(reading.bits)
 
 

@@ -108,6 +108,7 @@ class ConstrainedDenoiseNode(io.ComfyNode):
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
         originals = images.from_comfy(image, min_side=MIN_SIDE)
+        own = None if mask is None else images.areas(mask, image)
         progress = Progress(len(originals))
         marked, areas, latents, unreadable = [], [], [], []
         for index, original in enumerate(originals.split(1)):
@@ -121,8 +122,7 @@ class ConstrainedDenoiseNode(io.ComfyNode):
             )
             inverted = prepared(current.inversion, positive, negative)
             current = replace(current, inversion=inverted, settings=settings)
-            area = None if mask is None else images.mask_of(mask, index, image)
-            result, denoised = draw(model, vae, current, original, area)
+            result, denoised = draw(model, vae, current, original, None if own is None else own[index])
             marked.append(result)
             if not current.readable(result):
                 unreadable.append(index)
@@ -255,6 +255,7 @@ class ComposeNode(io.ComfyNode):
             raise ValueError(
                 "decoded_original: it differs in size from decoded_marked; decode both with the same sampling settings"
             )
+        own = images.areas(mask, original)
         composed = []
         for index, image in enumerate(originals.split(1)):
             with_mark = per_image(marked.split(1), index, len(originals), "decoded_marked")
@@ -271,7 +272,7 @@ class ComposeNode(io.ComfyNode):
                 luma_only=luma_only,
             )
             part = images.latent_region(size_of(image), size_of(with_mark))
-            area = images.mask_of(mask, index, original)
+            area = own[index]
             if area is not None:
                 area = part.cut(resized(area, size_of(image), "bilinear"))
             composition = compose(

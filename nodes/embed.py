@@ -119,10 +119,11 @@ class EmbedNode(MarkingNode):
         settings = labelled(settings, public_label)
         models = Models.of(model, vae, prompt)
         originals = images.from_comfy(image, min_side=MIN_SIDE)
+        areas = images.areas(mask, image, frames=frames == ONE_CLIP)
         if frames == ONE_CLIP:
             own = message_of(text, originals[0], reader) if message is None else per_image(message, 0, 1, "message")
             marker = Marker(models, reader, settings, size, Progress(settings.iterations + len(originals) - 1), cls)
-            whole = marker.mark_clip(originals, own, images.mask_of(mask, 0, image), generator_for(seed))
+            whole = marker.mark_clip(originals, own, areas, generator_for(seed))
             return _clip(cls, image, originals, reader, own, whole)
         marker = Marker(models, reader, settings, size, Progress(len(originals) * settings.iterations), cls)
         marked, cards, reports, unreadable, unchanged = [], [], [], [], []
@@ -131,8 +132,7 @@ class EmbedNode(MarkingNode):
                 own = message_of(text, original, reader)
             else:
                 own = per_image(message, index, len(originals), "message")
-            area = images.mask_of(mask, index, image)
-            done = marker.mark(original, own, area, generator_for(seed, index))
+            done = marker.mark(original, own, areas[index], generator_for(seed, index))
             if done is None:
                 found = read(reader, original)
                 marked.append(original.cpu())

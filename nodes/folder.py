@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -73,14 +74,22 @@ def _images(folder: str, pattern: str) -> list[Path]:
     """The images of a folder inside the input folder, by name.
 
     Raises:
-        ValueError: The folder is outside, or does not exist.
+        ValueError: The folder is outside, does not exist or cannot be read; or the pattern is empty.
     """
     base = Path(folder_paths.get_input_directory()).resolve()
-    place = (base / folder).resolve()
-    if not place.is_relative_to(base) or not place.is_dir():
-        raise ValueError(f"folder: {folder!r} is no folder inside ComfyUI's input folder")
-    found = [path for path in place.iterdir() if path.match(pattern) and path.suffix.lower() in files.FORMATS]
-    return sorted(path for path in found if path.is_file())
+    try:
+        place = (base / folder).resolve()
+    except (OSError, ValueError):  # too long; with NUL
+        place = None
+    if place is None or not place.is_relative_to(base) or not os.path.isdir(place):
+        raise ValueError(f"folder: {folder!r} is no folder inside ComfyUI's input folder; make it, or name another")
+    try:
+        names = [path for path in place.iterdir() if path.match(pattern)]
+    except ValueError:  # empty, or "."
+        raise ValueError(f"pattern: {pattern!r} matches no name; give * for all images") from None
+    except OSError as error:
+        raise ValueError(f"folder: {folder!r} cannot be read ({error.strerror}); check its permissions") from None
+    return sorted(path for path in names if path.suffix.lower() in files.FORMATS and path.is_file())
 
 
 def provide_samples() -> None:

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..onrw_core.imaging.pixels import as_rgb, check_finite, opaque_area
-from .adapter import clean
+from ..onrw_core.imaging.pixels import as_rgb, opaque_area
+from .adapter import clean, numbered
 
-__all__ = ["Region", "latent_region", "from_comfy", "mask_of", "residual", "to_comfy"]
+__all__ = ["Region", "areas", "from_comfy", "latent_region", "residual", "to_comfy"]
 
 CROP = 8  # VAEEncode crops to multiples of this
 ASPECT_TOLERANCE = 0.03
@@ -22,13 +22,8 @@ def from_comfy(image: Tensor, name: str = "image", *, min_side: int = 1) -> Tens
     """IMAGE (B, H, W, 3 or 4) -> (B, 3, H, W), clamped to [0, 1]; `to_comfy` puts alpha back.
 
     Raises:
-        ValueError: Not of that shape, no images, sides below `min_side`, NaN or infinite values; `name` is the input.
+        ValueError: Sides below `min_side`, or values that are not floating point; `name` is the input.
     """
-    if image.ndim != 4 or image.shape[-1] not in (3, 4) or image.numel() == 0:
-        raise ValueError(
-            f"{name}: has shape {tuple(image.shape)}; connect an IMAGE of shape (batch, height, width, 3 or 4) "
-            "with at least one image"
-        )
     return as_rgb(clean(image)[..., :3].movedim(-1, 1), name, batch=True, min_side=min_side).contiguous()
 
 
@@ -37,31 +32,40 @@ def to_comfy(images: Tensor, alpha_of: Tensor | None = None) -> Tensor:
     colours = images.detach().float().cpu().clamp(0, 1).movedim(1, -1)
     if alpha_of is not None and alpha_of.shape[-1] == 4:
         alpha = clean(alpha_of)[..., 3:].float().cpu().clamp(0, 1)
-        check_finite(alpha, "alpha")
         colours = torch.cat([colours, alpha], -1)
     return colours.contiguous()
 
 
-def mask_of(mask: Tensor | None, index: int, image: Tensor) -> Tensor | None:
-    """Where image `index` of an IMAGE may be marked: (1, 1, H, W) in [0, 1], or None for everywhere.
+def areas(mask: Tensor | None, image: Tensor, *, frames: bool = False) -> list[Tensor | None]:
+    """Where each image of an IMAGE may be marked: (1, 1, H, W) in [0, 1], or None for everywhere.
 
     Args:
         mask: MASK (B, H, W) or (H, W); a single one serves all images. None for everywhere.
-        index: Of the image.
         image: IMAGE; where it is transparent, nothing may be marked.
+        frames: Whether the images are frames of a clip, of which some may have no such area: it is all zeros then.
 
     Raises:
-        ValueError: What `opaque_area` refuses.
+        ValueError: What `opaque_area` refuses, or there is no such area; the image is named.
     """
-    alpha = None
-    if image.shape[-1] == 4:
-        alpha = clean(image)[index, ..., 3].float().clamp(0, 1)
-    if mask is None:
-        return opaque_area(None, alpha)
-    if mask.ndim < 2 or mask.numel() == 0:
-        raise ValueError(f"mask: has shape {tuple(mask.shape)}; connect a MASK of shape (batch, height, width)")
-    mask = clean(mask).reshape(-1, *mask.shape[-2:])
-    return opaque_area(mask[min(index, len(mask) - 1)][None, None], alpha)
+    masks = None if mask is None else clean(mask).reshape(-1, 1, 1, *mask.shape[-2:])
+    found: list[Tensor | None] = []
+    for index, one in enumerate(image):
+        alpha = clean(one[..., 3]).float().clamp(0, 1) if image.shape[-1] == 4 else None
+        own = None if masks is None else masks[min(index, len(masks) - 1)]
+        if frames and any(each is not None and not each.any() for each in (alpha, own)):
+            found.append(torch.zeros(1, 1, *image.shape[1:3]))
+            continue
+        try:
+            area = opaque_area(own, alpha)
+            if area is not None and not frames and not area.any():
+                raise ValueError("mask: covers transparent pixels alone; paint an area that is visible")
+        except ValueError as error:
+            name, _, problem = str(error).partition(": ")
+            raise ValueError(f"{numbered(name, index, len(image))}: {problem}") from None
+        found.append(area)
+    if not any(area is None or area.any() for area in found):
+        raise ValueError("image: no frame has an area that may be marked; give one an opaque part inside the mask")
+    return found
 
 
 def residual(marked: Tensor, original: Tensor) -> Tensor:

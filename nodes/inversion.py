@@ -35,6 +35,7 @@ from .adapter import (
     to_latent,
 )
 from .inputs import AS_PRESET, CUSTOM, preset
+from .places import Place
 from .schemas import advanced, schema
 from .sockets import STAGES, InversionType
 
@@ -289,12 +290,10 @@ class SaveInversionNode(io.ComfyNode):
     @classmethod
     @ordinary_tensors
     def execute(cls, inversion: tuple[Inversion, ...], filename_prefix: str) -> io.NodeOutput:
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
+        place = Place.of(filename_prefix, SUFFIX, len(inversion))
         saved = []
-        for number, record in enumerate(inversion, counter):
-            path = Path(folder) / f"{name}_{number:05}_{SUFFIX}"
+        for index, record in enumerate(inversion):
+            path = place.path(index)
             record.save(path)
             saved.append(path.relative_to(folder_paths.get_output_directory()).as_posix())
         return io.NodeOutput(inversion, ui=ui.PreviewText("\n".join(saved)))
@@ -353,7 +352,8 @@ def _path(file: str) -> Path:
     name, folder = folder_paths.annotated_filepath(file)
     base = Path(folder or folder_paths.get_input_directory()).absolute()
     path = Path(os.path.normpath(base / name))
-    if not path.is_relative_to(base) or path.suffix != SUFFIX or "\0" in name or not path.is_file():
+    # os.path.isfile, unlike Path.is_file, is False for names with NUL and for names that are too long.
+    if not path.is_relative_to(base) or path.suffix != SUFFIX or not os.path.isfile(path):
         raise ValueError(f"file: {file!r} is no inversion in the input or output folder; save one first")
     return path
 

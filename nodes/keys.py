@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -18,6 +19,7 @@ __all__ = ["NO_KEY", "PLACE", "KeyNode", "KeyUser", "installation_key", "reader_
 FILE, VARIABLE = "file", f"environment ({ENVIRONMENT})"
 FOLDER = "__onrw_keys"  # ComfyUI does not serve folders of its user directory that begin with two underscores
 DEFAULT = "default"
+LONGEST = 200  # bytes of a name
 PLACE = f"user/{FOLDER}/{DEFAULT}.key"
 """The key of the installation, relative to ComfyUI's base directory, as users are told."""
 NO_KEY = Key(bytes(32))
@@ -113,8 +115,6 @@ def reader_of(extractor: Reader | None, key: Key | None) -> Reader:
 
 
 def _load(source: str, name: str, create: bool) -> Key:
-    if source not in (FILE, VARIABLE):
-        raise ValueError(f"source: {source!r}; choose {FILE!r} or {VARIABLE!r}")
     try:
         if source == VARIABLE:
             return Key.from_environment()
@@ -143,4 +143,6 @@ def _path(name: str) -> Path:
     plain = name.strip() == name and name.isprintable() and not name.startswith(".")
     if not name or not plain or set(name) & set('/\\:*?"<>|'):
         raise KeyFileError(f"name: {name!r} is not a file name; use letters and digits")
+    if len(os.fsencode(name)) > LONGEST:
+        raise KeyFileError(f"name: has {len(name)} characters; use at most {LONGEST} letters and digits")
     return Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.key"

@@ -260,26 +260,34 @@ class Marker:
         return self._run(original, work)
 
     def mark_clip(
-        self, frames: Tensor, message: Message, mask: Tensor | None, generator: torch.Generator
+        self, frames: Tensor, message: Message, areas: list[Tensor | None], generator: torch.Generator
     ) -> MarkedClip | None:
-        """Mark the frames (F, 3, H, W) of a clip; None where the first carries a watermark of the same key already.
+        """Mark the frames of a clip; None where the first of them carries a watermark of the same key already.
 
-        The other arguments are those of `mark`. Each frame but the first is one step of the progress bar.
+        Each frame but the first is one step of the progress bar.
+
+        Args:
+            frames: (F, 3, H, W).
+            message, generator: See `mark`.
+            areas: The mask of each frame; a frame of which it is all zeros stays as it is.
         """
+        numbers = [number for number, area in enumerate(areas) if area is None or area.any()]
+        start = numbers[0]
 
         def work(model: ComfyModel, autoencoder: ComfyAutoencoder) -> MarkedClip:
-            first = frames[0].to(model.device)
-            worst = self._embed(model, autoencoder, first, message, mask, generator)
-            clip = Clip(first, worst, model, autoencoder, generator=generator, size=self.size or None, mask=mask)
-            images = [worst.image.cpu()]
-            for frame in frames[1:]:
-                marked = clip.mark(frame.to(model.device))
-                images.append(marked.image.cpu())
+            first = frames[start].to(model.device)
+            worst = self._embed(model, autoencoder, first, message, areas[start], generator)
+            clip = Clip(first, worst, model, autoencoder, generator=generator, size=self.size or None)
+            images = [*frames.cpu()]
+            images[start] = worst.image.cpu()
+            for number in numbers[1:]:
+                marked = clip.mark(frames[number].to(model.device), areas[number])
+                images[number] = marked.image.cpu()
                 worst = min(worst, marked, key=lambda each: each.judgement.quality)
                 self.progress.advance(marked.image[None])
             return MarkedClip(torch.stack(images), worst)
 
-        return self._run(frames[0], work)
+        return self._run(frames[start], work)
 
     def _embed(
         self,

@@ -98,13 +98,9 @@ class MessageNode(KeyUser):
 
 
 def _encode(kind: str, value: str, num_bits: str, key: Key) -> Message:
-    if kind not in KINDS:
-        raise ValueError(f"kind: {kind!r}; choose from {', '.join(KINDS)}")
     encode = encode_text if kind == TEXT else encode_id
     return encode(value, key, _bits(num_bits))
 
 
 def _bits(num_bits: str) -> int | None:
-    if num_bits != AUTO and num_bits not in map(str, SIZES):
-        raise ValueError(f"num_bits: {num_bits!r}; choose from {', '.join([AUTO, *map(str, SIZES)])}")
     return None if num_bits == AUTO else int(num_bits)

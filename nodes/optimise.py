@@ -101,6 +101,7 @@ class OptimizeNoiseNode(io.ComfyNode):
         reader = reader_of(extractor, None)
         settings = marking_settings(preset, reader.extractor, **widgets)
         originals = images.from_comfy(image, min_side=MIN_SIDE)
+        areas = images.areas(mask, image)
         progress = Progress(len(originals) * settings.iterations)
         watermarks, noises, reports, unreadable = [], [], [], []
         for index, original in enumerate(originals.split(1)):
@@ -115,7 +116,7 @@ class OptimizeNoiseNode(io.ComfyNode):
                 current,
                 settings,
                 balanced(preset),
-                images.mask_of(mask, index, image),
+                areas[index],
                 generator_for(seed, index),
                 progress,
                 partial(warn_weak, cls),

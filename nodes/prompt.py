@@ -52,8 +52,6 @@ class EncodePromptNode(io.ComfyNode):
     @classmethod
     @ordinary_tensors
     def execute(cls, clip: comfy.sd.CLIP, text: str, word: str) -> io.NodeOutput:
-        if clip is None:
-            raise ValueError("clip: the checkpoint has no text encoder; load one with a CLIP loader")
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         content, chosen = places(clip.tokenize, text, conditioning[0][0].shape[1], word.strip(), **{ONCE: True})
         spans = {CONTENT: content, **({WORD: chosen} if chosen else {})}

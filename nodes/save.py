@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from torch import Tensor
 from ..onrw_core.extractors.reading import Reading
 from ..onrw_core.imaging import files
 from ..onrw_core.imaging.geometry import size_of
+from ..onrw_core.imaging.metadata import writing
 from ..onrw_core.imaging.pixels import MIN_SIDE
 from ..onrw_core.payload.keys import Key
 from ..onrw_core.payload.message import Message
 from ..onrw_core.payload.registry import Registry, perceptual_hash
-from .adapter import Progress, clean, ordinary_tensors
+from .adapter import Progress, clean, numbered, ordinary_tensors
 from .card import shown
-from .images import from_comfy, mask_of, to_comfy
+from .images import areas, from_comfy, to_comfy
 from .inputs import generator_for, key, marking_settings, strength
 from .keys import PLACE, reader_of
 from .marking import (
@@ -42,15 +44,17 @@ from .marking import (
     unchanged_card,
     working_size,
 )
+from .places import Place
 from .reading import read
 from .schemas import advanced, schema
 from .sockets import CATEGORY, Reader
-from .warning import warn_already_marked, warn_unreadable
+from .warning import warn, warn_already_marked, warn_unreadable
 
 __all__ = ["REGISTRY", "SaveImageNode", "registry"]
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}
 REGISTRY = Path("__onrw_registry") / "ids.db"  # in the user folder; not served, like the keys
+DROPPED = "the workflow is not in the file, because it is longer than the 64 KB that JPEG holds; choose PNG or WebP"
 MODEL_TAG = 0x0110  # Exif tag in which ComfyUI keeps the prompt; the workflow is in the one below
 
 
@@ -127,30 +131,31 @@ class SaveImageNode(MarkingNode):
         reader, models = reader_of(None, key), Models.embedded()
         settings = marking_settings(preset, reader.extractor, strength=strength, quality=quality)
         settings = labelled(settings, public_label)
-        originals, metadata = from_comfy(images, min_side=MIN_SIDE), _metadata(cls, format)
+        originals, allowed = from_comfy(images, min_side=MIN_SIDE), areas(None, images)
+        metadata, dropped = _metadata(cls, format)
+        sources = []
+        for index, original in enumerate(originals):
+            alpha = clean(images[index, ..., 3])[None].float().clamp(0, 1) if images.shape[-1] == 4 else None
+            sources.append(files.DecodedImage(original, alpha, metadata))
+            files.check_holds(f"{numbered('image', index, len(images))}{FORMATS[format]}", sources[-1])
+        place = Place.of(filename_prefix, FORMATS[format], len(images), images.shape[2], images.shape[1])
         marker = Marker(models, reader, settings, size, Progress(len(originals) * settings.iterations), cls)
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), images.shape[2], images.shape[1]
-        )
         marked, cards, saved, unreadable, unchanged = [], [], [], [], []
         for index, original in enumerate(originals):
             ids = registry(create=True) if note else None
             message = message_of(text, original, reader) if ids is None else _free_id(ids, original, reader)
-            done = marker.mark(original, message, mask_of(None, index, images), generator_for(0))
-            alpha = clean(images)[index, ..., 3][None].float().clamp(0, 1) if images.shape[-1] == 4 else None
-            own = name.replace("%batch_num%", str(index))
-            path = Path(folder) / f"{own}_{counter + index:05}_{FORMATS[format]}"
-            like = files.DecodedImage(original, alpha, metadata)
+            done = marker.mark(original, message, allowed[index], generator_for(0))
             if done is None:
                 ids = None  # the image keeps the id that it has
             image = (original if done is None else done.image).cpu()
-            content = files.encode(path, image, like, quality=file_quality)
+            path = place.path(index)
+            content = files.encode(path, image, sources[index], quality=file_quality)
             written = files.load(path, content).rgb
             found = read(reader, written, None if done is None else message)
             register = partial(_register, ids, message, content, written, found.reading, note)
-            files.write(path, content, register, overwrite=False)
+            place = _write(place, index, content, register)
             marked.append(image)
-            saved.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
+            saved.append({"filename": place.path(index).name, "subfolder": place.subfolder, "type": "output"})
             where = f"Key: {PLACE} (keep a copy)." if key is None else f"Key: {reader.key.fingerprint}."
             if done is None:
                 unchanged.append(index)
@@ -162,7 +167,25 @@ class SaveImageNode(MarkingNode):
             cards.append(marked_card(done, message, found, where))
         warn_already_marked(cls, unchanged, len(originals))
         warn_unreadable(cls, unreadable, len(originals), REMEDY, on_node=False)
+        if dropped:
+            warn(cls, DROPPED, on_node=False)
+            sentence = f"{DROPPED[0].upper()}{DROPPED[1:]}."
+            cards = [card | {"state": "warning", "lines": [*card["lines"], sentence]} for card in cards]
         return io.NodeOutput(to_comfy(torch.stack(marked), images), ui=shown(cards, images=saved))
+
+
+def _write(place: Place, index: int, content: bytes, register: Callable[[], None]) -> Place:
+    """Write the file of image number `index`; returns the place, with later numbers if another file has its name."""
+    while True:
+        path = place.path(index)
+        try:
+            if not path.exists():
+                files.write(path, content, register, overwrite=False)
+                return place
+        except files.ImageError:
+            if not path.exists():
+                raise
+        place = place.later()
 
 
 def registry(create: bool = False) -> Registry | None:
@@ -205,16 +228,20 @@ def _register(
         )
 
 
-def _metadata(node: type[io.ComfyNode], format: str) -> dict[str, Any]:
-    """Prompt and workflow where ComfyUI looks for them: in PNG as text, elsewhere in Exif."""
+def _metadata(node: type[io.ComfyNode], format: str) -> tuple[dict[str, Any], bool]:
+    """Prompt and workflow where ComfyUI looks for them, in PNG as text, elsewhere in Exif; and whether they are dropped
+    because they are too long.
+    """
     if args.disable_metadata or node.hidden is None:
-        return {}
+        return {}, False
     texts = {"prompt": node.hidden.prompt, **(node.hidden.extra_pnginfo or {})}
     found = {name: json.dumps(value) for name, value in texts.items() if value is not None}
     if format == "PNG":
         chunks = [(b"tEXt", f"{name}\0{value}".encode("latin-1", "replace")) for name, value in found.items()]
-        return {"chunks": chunks}
+        return {"chunks": chunks}, False
     exif = Image.Exif()
     for number, (name, value) in enumerate(found.items()):
         exif[MODEL_TAG - number] = f"{name}:{value}"
-    return {"exif": exif.tobytes()} if found else {}
+    metadata = {"exif": exif.tobytes()} if found else {}
+    _, lost = writing(format.upper(), metadata)
+    return ({}, True) if lost else (metadata, False)

@@ -63,7 +63,7 @@ class Clip:
             autoencoder: Its autoencoder.
             generator: Source of all random draws.
             size: The working size of the first frame; None for the default.
-            mask: (1, 1, H, W) in [0, 1]: area of the watermark in each frame.
+            mask: (1, 1, H, W) in [0, 1]: area of the watermark in each frame that has no mask of its own.
 
         Raises:
             ValueError: Input that `as_rgb` or `as_mask` refuses, or another argument of another kind.
@@ -84,17 +84,20 @@ class Clip:
         regeneration = regenerations(model, autoencoder, watermark.inversion.unconditional)
         self.mix = training_mix(self.settings.mix, regeneration, marked.extractor.window)
         self.area = None if mask is None else as_mask(mask)
-        self.mask = None if self.area is None else resized(self.area, size_of(working), "bilinear")
         self.residual = _unit(marked.residual)
         self.reference = working  # the frame that motion is measured against
         self.before = self.present = Shift(0, 0)  # of the content since the first frame: of the reference, and now
 
     @in_own_modes
-    def mark(self, frame: Tensor) -> Marked:
-        """Mark the next frame, (3, H, W) in [0, 1].
+    def mark(self, frame: Tensor, mask: Tensor | None = None) -> Marked:
+        """Mark the next frame.
+
+        Args:
+            frame: (3, H, W) in [0, 1].
+            mask: (1, 1, H, W) in [0, 1]: area of the watermark in this frame; None for that of the clip.
 
         Raises:
-            ValueError: It has another size than the first frame, or `as_rgb` refuses it.
+            ValueError: It has another size than the first frame, or input that `as_rgb` or `as_mask` refuses.
         """
         start = time.perf_counter()
         frame = as_rgb(frame, "frame")
@@ -103,12 +106,14 @@ class Clip:
                 f"frames: one has {_pixels(frame.shape)} pixels and the first {_pixels(self.shape)}; "
                 "give frames of one size"
             )
+        area = self.area if mask is None else as_mask(mask)
         working = working_image(frame, self.size)
+        inside = None if area is None else resized(area, size_of(working), "bilinear")
         new = self._follow(working)
         extractor = self.marked.extractor.for_window(-self.present.y, -self.present.x)
         options = self.settings.composing
-        self._adapt(Composer(working, options, mask=self.mask), extractor, working, new)
-        composition = compose(frame[None], working + self.residual, working, options, mask=self.mask, area=self.area)
+        self._adapt(Composer(working, options, mask=inside), extractor, working, new)
+        composition = compose(frame[None], working + self.residual, working, options, mask=inside, area=area)
         return replace(
             self.marked,
             image=composition.image[0],

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from onrw_core.clip import Clip
 from onrw_core.commands.marker import Marker
 from onrw_core.extractors.keyed.extractor import KeyedExtractor
 from onrw_core.imaging.registration import Shift, translated
@@ -75,6 +76,19 @@ def test_a_new_scene_begins_at_the_first_place(marked):
     assert last.extractor.place == marked[0].extractor.place and last.extractor.frame is None
     reading = EXTRACTOR.read(last.image, search=False)
     assert reading.detected and torch.equal(reading.bits, BITS)
+
+
+def test_a_frame_has_a_mask_of_its_own(parts, frames, marked):  # noqa: F811
+    model, autoencoder, *_ = parts
+    clip = Clip(frames[0], marked[0], model, autoencoder, generator=torch.Generator().manual_seed(0), size=192)
+    mask = torch.zeros(1, 1, *frames[1].shape[1:])
+    mask[..., 100:] = 1
+    for given in (mask, None):
+        change = clip.mark(frames[1], given).image - (frames[1] * 255).round() / 255
+        assert change[..., 100:].abs().max() > 1 / 512
+        assert (change[..., :100].abs().max() > 1 / 512) == (given is None)
+    with pytest.raises(ValueError, match="mask: is empty"):
+        clip.mark(frames[1], mask * 0)
 
 
 def test_frames_are_marked_one_by_one(parts, frames):  # noqa: F811

@@ -1,6 +1,7 @@
 """Adapters between ComfyUI and the core: models, autoencoders, prompts, progress."""
 
 from .autoencoder import ComfyAutoencoder
+from .checks import numbered
 from .conditioning import NEGATIVE, POSITIVE, ComfyConditioning, check_model, from_comfy, prepared, to_comfy
 from .families import family_of
 from .guider import InversionGuider, start_of
@@ -28,6 +29,7 @@ __all__ = [
     "from_comfy",
     "from_latent",
     "normalise",
+    "numbered",
     "ordinary_tensors",
     "prepared",
     "run",

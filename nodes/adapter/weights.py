@@ -14,24 +14,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .checks import checked
+
 __all__ = ["clean", "fresh_weights", "lent", "normalise", "normalise_format", "ordinary_tensors"]
 
-P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
-def ordinary_tensors(execute: Callable[P, Result]) -> Callable[P, Result]:
-    """Decorator of a node's `execute`, so that its results and the core's caches are ordinary tensors."""
+def ordinary_tensors(execute: Callable[..., Result]) -> Callable[..., Result]:
+    """Decorator of a node's `execute`: its inputs are `checked`, its results and the core's caches ordinary tensors."""
 
     @functools.wraps(execute)
-    def outside_inference_mode(*args: P.args, **kwargs: P.kwargs) -> Result:
+    def outside_inference_mode(node: Any, **inputs: Any) -> Result:
         with torch.inference_mode(False), torch.no_grad():
-            return execute(*args, **kwargs)
+            return execute(node, **checked(node, inputs))
 
     return outside_inference_mode
 

@@ -65,14 +65,18 @@ def test_what_cannot_be_marked_is_refused_by_name(compose, image, reason):
 def test_masks(images):
     mask = torch.tensor([[[-1.0, 0.5], [2.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
     opaque = torch.zeros(4, 2, 2, 3)
-    assert images.mask_of(mask, 0, opaque).tolist() == [[[[0.0, 0.5], [1.0, 0.0]]]]
-    assert images.mask_of(mask[0], 3, opaque).tolist() == images.mask_of(mask, 0, opaque).tolist()
+    first = [[[[0.0, 0.5], [1.0, 0.0]]]]
+    assert [area.tolist() for area in images.areas(mask[:1], opaque)] == [first] * 4
+    assert images.areas(mask[0], opaque)[3].tolist() == first and images.areas(None, opaque) == [None] * 4
     sticker = torch.cat([opaque, torch.tensor([[0.5, 0.5], [0.5, 1.0]]).expand(4, 2, 2)[..., None]], -1)
-    assert images.mask_of(mask, 0, sticker).tolist() == [[[[0.0, 0.25], [0.5, 0.0]]]]
-    assert images.mask_of(None, 0, sticker).tolist() == [[[[0.5, 0.5], [0.5, 1.0]]]]
-    for bad, reason in ((mask[:0], "shape"), (mask[1:], "empty"), (mask * torch.nan, "NaN")):
+    assert images.areas(mask[:1], sticker)[0].tolist() == [[[[0.0, 0.25], [0.5, 0.0]]]]
+    assert images.areas(None, sticker)[0].tolist() == [[[[0.5, 0.5], [0.5, 1.0]]]]
+    for bad, reason in ((mask[1:], "empty"), (mask * torch.nan, "NaN")):
         with pytest.raises(ValueError, match=f"^mask: .*{reason}"):
-            images.mask_of(bad, 0, torch.zeros(1, 2, 2, 3))
+            images.areas(bad, opaque[:1])
+    with pytest.raises(ValueError, match=r"^mask 1 \(from 0\): is empty"):
+        images.areas(mask, opaque)
+    assert [bool(area.any()) for area in images.areas(mask, opaque, frames=True)] == [True, False, False, False]
 
 
 def test_a_report_is_json_whatever_the_figures(pack):

@@ -553,3 +553,143 @@ def test_wrong_partners_are_errors_that_say_so(
             message=message,
             **FAST,
         )
+
+
+@pytest.fixture(scope="module")
+def save(nodes, key):
+    """ONRW_SaveImage of images, as a function that returns the node's whole output."""
+
+    def run(images, **changes):
+        inputs = {"format": "PNG", "filename_prefix": "save", "file_quality": 95, "note": "", **PLAIN, **changes}
+        with torch.inference_mode():
+            return nodes.classes["SaveImage"].execute(images=images, key=key, **inputs)
+
+    return run
+
+
+def test_files_of_a_batch_get_names_that_are_free(nodes, save, image, files, monkeypatch):
+    """ComfyUI finds the counter of the name with %batch_num% in it, which no file has."""
+    marked, _ = nodes.Embed(image=image, seed=0, **PLAIN)
+    place = files / "output" / "b"
+    names = []
+    for _ in range(2):
+        names += [one["filename"] for one in save(marked, filename_prefix="b/im_%batch_num%").ui["images"]]
+    assert names == ["im_0_00001_.png", "im_1_00002_.png", "im_0_00002_.png", "im_1_00003_.png"]
+    module = importlib.import_module(nodes.classes["SaveImage"].__module__)
+    write = module.files.write
+
+    def late(path, *others, **options):
+        if path.name == "im_0_00003_.png":
+            path.write_text("another program's")
+        write(path, *others, **options)
+
+    monkeypatch.setattr(module.files, "write", late)
+    saved = [one["filename"] for one in save(marked, filename_prefix="b/im_%batch_num%").ui["images"]]
+    assert saved == ["im_0_00004_.png", "im_1_00005_.png"]
+    assert (place / "im_0_00003_.png").read_text() == "another program's"
+    for prefix in ("x" * 300, "a/" + "x" * 300 + "/b", "../b", "a\0b"):
+        with pytest.raises(ValueError, match="^filename_prefix: ") as caught:
+            save(image, filename_prefix=prefix)
+        assert str(files) not in str(caught.value)
+
+
+def test_a_workflow_that_jpeg_cannot_hold_is_named_on_the_node(nodes, save, image, files, caplog):
+    node = nodes.classes["SaveImage"]
+    hidden, node.hidden = node.hidden, type("Hidden", (), {"prompt": {"1": "x" * 70000}, "extra_pnginfo": None})
+    try:
+        for kind, dropped in (("JPEG", True), ("WebP", False)):
+            caplog.clear()
+            (card,) = save(image[:1], format=kind, filename_prefix="long").ui["onrw"]
+            assert ("longer than the 64 KB that JPEG holds; choose PNG or WebP" in card["lines"][-1]) == dropped
+            assert (card["state"] == "warning" or not dropped) and ("64 KB" in caplog.text) == dropped
+            assert "of the input, which are lost" not in caplog.text
+    finally:
+        node.hidden = hidden
+
+
+def test_a_batch_is_checked_before_the_work(nodes, save, image, key, monkeypatch):
+    module = importlib.import_module(nodes.classes["Embed"].__module__.replace("embed", "marking"))
+    monkeypatch.setattr(module.Marker, "mark", None)
+    clear = torch.cat([image, torch.ones_like(image[..., :1])], -1)
+    clear[1, ..., 3] = 0
+    broken = image.clone()
+    broken[1, 0, 0, 0] = torch.nan
+    masks = torch.stack([torch.ones(SIZE, SIZE), torch.zeros(SIZE, SIZE)])
+    for reason, inputs in (
+        (r"^image 1 \(from 0\): is transparent everywhere", {"image": clear}),
+        (r"^image 1 \(from 0\): has NaN", {"image": broken}),
+        (r"^mask 1 \(from 0\): is empty", {"image": image, "mask": masks}),
+        (r"^mask 1 \(from 0\): covers transparent pixels", {"image": half(image), "mask": left_of_second()}),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            nodes.Embed(key=key, seed=0, **PLAIN, **inputs)
+    with pytest.raises(ValueError, match=r"^image 1 \(from 0\): is transparent everywhere"):
+        save(clear)
+    with pytest.raises(ValueError, match=r"^images 1 \(from 0\): has NaN"):
+        save(broken)
+    with pytest.raises(ValueError, match=r"^image 1 \(from 0\)\.jpg: JPEG cannot hold the transparency"):
+        save(half(image), format="JPEG")
+
+
+def half(image):
+    """The images, of which the second is transparent in its left half."""
+    alpha = torch.ones_like(image[..., :1])
+    alpha[1, :, : SIZE // 2] = 0
+    return torch.cat([image, alpha], -1)
+
+
+def left_of_second():
+    """A mask for each image, for the second the left half."""
+    mask = torch.ones(2, SIZE, SIZE)
+    mask[1, :, SIZE // 2 :] = 0
+    return mask
+
+
+def test_frames_of_a_clip_have_their_own_masks(nodes, image, key):
+    frames = torch.stack([image[0]] * 3)
+    masks = torch.ones(3, SIZE, SIZE)
+    masks[1], masks[2, :, : SIZE // 2] = 0, 0
+    inputs = {**PLAIN, "key": key, "seed": 0, "frames": "one clip"}
+    alpha = torch.cat([frames, masks[..., None]], -1)
+    for given in ({"image": frames, "mask": masks}, {"image": alpha}):
+        marked = nodes.Embed(**inputs, **given)[0][..., :3]
+        changed = ((marked * 255).round() != (frames * 255).round()).any(-1)
+        assert changed[0].any() and not changed[1].any()
+        assert changed[2, :, SIZE // 2 :].any() and not changed[2, :, : SIZE // 2].any()
+    with pytest.raises(ValueError, match="^image: no frame has an area"):
+        nodes.Embed(**inputs, image=frames, mask=torch.zeros(3, SIZE, SIZE))
+
+
+def test_what_a_link_brings_is_checked_by_name(nodes, image, key, files, monkeypatch):
+    """ComfyUI checks values of widgets alone."""
+    embed = {**PLAIN, "image": image, "key": key, "seed": 0}
+    attack = {"image": image, "attack": "jpeg", "default_strength": True, "strength": 50.0, "seed": 0}
+    transparent = torch.cat([image, torch.full_like(image[..., :1], torch.nan)], -1)
+    for name, inputs, reason in (
+        ("Embed", embed | {"preset": "nope"}, "preset: 'nope' is none of the choices; choose from fast, quick, endure"),
+        ("Embed", embed | {"size": "abc"}, "size: is a str; give a whole number"),
+        ("Embed", embed | {"size": 4096}, "size: is 4096"),
+        ("Embed", embed | {"seed": 1.5}, "seed: is 1.5; give a whole number"),
+        ("Embed", embed | {"quality": torch.nan}, "quality: is nan; give a number from 30 to 98"),
+        ("Embed", embed | {"text": 5}, "text: is a int; connect a text"),
+        ("Embed", embed | {"image": None}, "image: is None"),
+        ("Embed", embed | {"image": "a.png"}, "image: is a str; connect an IMAGE"),
+        ("Embed", embed | {"image": image.to_sparse()}, "image: is a sparse"),
+        ("Embed", embed | {"mask": torch.zeros(0)}, r"mask: has shape \(0,\)"),
+        ("Attack", attack | {"image": transparent}, r"image 0 \(from 0\): has NaN"),
+        ("Attack", attack | {"default_strength": "no"}, "default_strength: is a str; connect a BOOLEAN"),
+        ("Detect", {"image": transparent}, r"image 0 \(from 0\): has NaN"),
+        ("LoadFolder", {"folder": "", "pattern": ""}, "pattern: '' matches no name"),
+        ("LoadFolder", {"folder": "a\0b", "pattern": "*"}, "folder: .* is no folder"),
+        ("LoadFolder", {"folder": "a" * 300, "pattern": "*"}, "folder: .* is no folder"),
+        ("LoadInversion", {"file": "a" * 300 + ".safetensors"}, "file: .* is no inversion"),
+        ("LoadInversion", {"file": "a\0.safetensors"}, "file: .* is no inversion"),
+        ("Key", {"source": "file", "name": "a" * 300, "create": True}, "name: has 300 characters"),
+        ("Key", {"source": "nowhere", "name": "a", "create": True}, "source: 'nowhere' is none of the choices"),
+        ("EncodePrompt", {"clip": None, "text": "", "word": ""}, "clip: is None, because the connected node has none"),
+    ):
+        with pytest.raises(ValueError, match=f"^{reason}") as caught:
+            getattr(nodes, name)(**inputs)
+        assert str(files) not in str(caught.value)
+    whole = nodes.Attack(**attack | {"seed": 3.0})[0]
+    assert torch.equal(whole, nodes.Attack(**attack | {"seed": 3})[0])
