@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..payload.keys import redacted
+from .kept import check_results
 from .output import LineFormatter, complain, one_line
 
 __all__ = ["build_parser", "main"]
@@ -207,8 +208,6 @@ COMMANDS = (
 )
 # Arguments that name files or folders.
 PATHS = tuple("input inputs file output key registry mask extractor html certificate private_key".split())
-# Those among them that are written, and those that a result must not replace, not even with --overwrite.
-WRITTEN, PRECIOUS = ("output", "html"), tuple("key registry mask extractor certificate private_key".split())
 TEXTS = ("note", "prompt")
 GROUPS = {"key": "make keys", "train": "train the embedded model", "bench": "benchmarks"}
 
@@ -269,18 +268,18 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
     Raises:
         ValueError: A name is empty, as of a shell variable without a value, which would mean the current folder; a
-            result would replace the key, the registry or another file that the command reads; or a text is not
+            result would replace the key, the registry or another file of an option; or a text is not
             Unicode, so that it could not be stored.
     """
     for name in PATHS:
         value = getattr(arguments, name, None)
         if "" in (value if isinstance(value, list) else [value]):
             raise ValueError(f"{name.replace('_', '-')}: the name is empty; give a file or a folder")
-    for written in WRITTEN:
-        for name in PRECIOUS:
-            result, other = (getattr(arguments, each, None) for each in (written, name))
-            if result and other and os.path.realpath(result) == os.path.realpath(other):
-                raise ValueError(f"{written} {result}: is the file of --{name.replace('_', '-')}; name another")
+    output, html, registry = (getattr(arguments, name, None) for name in ("output", "html", "registry"))
+    check_results(arguments, [("output", output)] if output else [])
+    check_results(arguments, [("html", html)] if html else [], inputs=True)
+    if registry:  # SQLite removes this file
+        check_results(arguments, [("registry: its journal", f"{registry}-journal")], inputs=True)
     for name in TEXTS:
         try:
             (getattr(arguments, name, None) or "").encode()

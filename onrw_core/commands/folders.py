@@ -93,11 +93,15 @@ def plan(
 def _planned(jobs: list[tuple[Path, Path]], overwrite: bool, expected: Callable[[Path], bool]) -> Plan:
     planned = Plan()
     seen: dict[Path, Path] = {}
+    inputs = {os.path.realpath(file): file for file, _ in jobs}
     for file, result in jobs:
         written = Path(os.path.realpath(result))  # results that exist may be links to one file
         if written in seen:
             raise ValueError(f"{seen[written]} and {file} would both become {result}; process them in two runs")
         seen[written] = file
+        other = inputs.get(str(written), file)
+        if other != file:
+            raise ValueError(f"output {result}: would replace the input {other}; name another folder")
         if _too_long(result):
             planned.refused.append(
                 (

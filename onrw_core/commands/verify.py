@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..payload.keys import ENVIRONMENT, Key
-from .common import add_fpr, add_key, add_overwrite, load_key
+from .common import add_fpr, add_key, load_key
 from .output import say
 
 __all__ = ["add_arguments", "add_sources", "given_key", "run"]
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="image")
     add_sources(parser)
     parser.add_argument("--html", metavar="OUT", help="write the report as a page as well, with the image in it")
-    add_overwrite(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
 
 
 def run(arguments: argparse.Namespace) -> int:

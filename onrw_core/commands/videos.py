@@ -23,6 +23,7 @@ from ..payload.registry import Registry, perceptual_hash
 from ..pipeline import Marked
 from .common import Batch, Progress, p_value
 from .extract import FRAMES
+from .kept import check_results
 from .marker import Marker
 from .output import json_line, say
 
@@ -49,6 +50,7 @@ def embed_videos(
         if getattr(arguments, option):
             raise ValueError(f"--{option.replace('_', '-')}: is for photos alone; leave it out for videos")
     jobs = _jobs(arguments.inputs, arguments.output, arguments.overwrite)
+    check_results(arguments, [("output", result) for _, result in jobs])
     for folder in {result.parent for _, result in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder)
@@ -186,6 +188,7 @@ def _jobs(inputs: list[str], output: str, overwrite: bool) -> list[tuple[Path, P
     else:
         jobs = [(sources[0], target)]
     seen: set[Path] = set()
+    originals = {os.path.realpath(source): source for source in sources}
     for source, result in jobs:
         if not is_video(result):
             raise ValueError(f"output {result}: unknown file format; use one of the suffixes {', '.join(SUFFIXES)}")
@@ -193,6 +196,8 @@ def _jobs(inputs: list[str], output: str, overwrite: bool) -> list[tuple[Path, P
         if written in seen:
             raise ValueError(f"output {result}: is the result of two videos; mark them in two runs")
         seen.add(written)
+        if originals.get(str(written), source) != source:
+            raise ValueError(f"output {result}: would replace the input {originals[str(written)]}; name another folder")
         if result.exists() and not overwrite:
             what = "is the input itself" if source.exists() and result.samefile(source) else "exists"
             raise ValueError(f"output {result}: {what}; name another, or give --overwrite")

@@ -121,7 +121,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], allo
         "sha256": "" if name == RIVAGAN else hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     try:
-        with atomic_write(target) as file:
+        with atomic_write(target, overwrite=False) as file:
             file.write(save({k: v.contiguous() for k, v in state.items()}, metadata=metadata))
     except OSError as error:
         raise ExtractorError(f"{target}: cannot be written ({error.strerror or error})") from None

@@ -485,6 +485,55 @@ def test_what_a_command_reads_is_no_result_of_it(onrw, marked, tmp_path):
     assert kept == {name: Path(name).read_bytes() for name in kept} and not Path("new.png").exists()
 
 
+@pytest.mark.parametrize("case", ["key", "link", "mask", "journal", "journal of the registry"])
+def test_no_result_in_a_folder_is_a_file_of_an_option(onrw, case):
+    """Results in a folder have names that the command line does not show."""
+    Path("in").mkdir()
+    Path("out").mkdir()
+    photo("in/a.png")
+    words, kept, option = ["in", "-o", "out", "--key", "my.key"], "my.key", "--key"
+    if case == "key":
+        Path("my.key").rename(kept := "out/a.png")
+        words[-1] = kept
+    elif case == "link":
+        Path("out/a.png").symlink_to("../my.key")
+    elif case == "mask":
+        photo(kept := "in/mask.png")
+        words, option = ["in", "-o", "in", "--key", "my.key", "--mask", kept], "--mask"
+    elif case == "journal":
+        Path("my.key").rename(kept := "out/onrw-embed.jsonl")
+        words[-1] = kept
+    else:
+        Path("my.key").rename(kept := "ids.db-journal")
+        words = ["in", "-o", "out", "--key", kept, "--registry", "ids.db"]
+    before = Path(kept).read_bytes()
+    code, out, err = onrw("embed", *words, "--id", "1", "--overwrite")
+    assert code == 2 and out == "" and f"is the file of {option}" in err
+    assert Path(kept).read_bytes() == before and not Path("ids.db").exists()
+
+
+def test_a_result_that_is_a_link_to_another_input_is_refused(onrw):
+    for name in ("a.png", "b.png"):
+        photo(name)
+    Path("out").mkdir()
+    Path("out/a.png").symlink_to("../b.png")
+    for words in (["embed", "--key", "my.key"], ["attack", "--attack", "jpeg"]):
+        code, _, err = onrw(words[0], "a.png", "b.png", "-o", "out", *words[1:], "--overwrite")
+        assert code == 2 and "would replace the input b.png" in err
+
+
+def test_a_report_does_not_replace_the_examined_image(onrw, marked):
+    before = Path(marked).read_bytes()
+    code, _, err = onrw("verify", marked, "--html", f"./{marked}", "--overwrite")
+    assert code == 2 and "is an input" in err and Path(marked).read_bytes() == before
+
+
+def test_a_folder_may_be_named_like_an_extractor(onrw):
+    Path("in").mkdir()
+    photo("in/a.png")
+    assert onrw("embed", "in", "-o", "keyed", "--key", "my.key", "--id", "1")[0] == 0
+
+
 def test_texts_that_are_not_unicode_are_refused_before_the_work(onrw):
     photo("photo.png")
     for option in ("--note", "--prompt"):

@@ -1,0 +1,58 @@
+"""The files that a command reads, which none of its results replaces, not even with --overwrite.
+
+A lost key, registry or mask cannot be restored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+__all__ = ["check_results"]
+
+OPTIONS = tuple("key registry mask extractor certificate private_key".split())
+INPUTS = tuple("input inputs file".split())
+
+
+def check_results(
+    arguments: argparse.Namespace, results: Iterable[tuple[str, str | os.PathLike]], *, inputs: bool = False
+) -> None:
+    """Refuse results that are files of the command's options.
+
+    Args:
+        arguments: Of the command.
+        results: (what it is, path) of each file that is to be written.
+        inputs: Refuse the images that the command reads as well, for results of another kind.
+
+    Raises:
+        ValueError: A result is such a file, by its name or by a link.
+    """
+    kept = {identity: what for what, path in _kept(arguments, inputs) for identity in _identities(path)}
+    for name, path in results:
+        what = next((kept[each] for each in _identities(path) if each in kept), None)
+        if what is not None:
+            raise ValueError(f"{name} {os.fspath(path)}: is {what}, which is never replaced; name another")
+
+
+def _kept(arguments: argparse.Namespace, inputs: bool) -> Iterator[tuple[str, str]]:
+    """(what it is, path) of the files that are kept."""
+    for name in OPTIONS:
+        path = getattr(arguments, name, None)
+        if path and (name != "extractor" or os.path.isfile(path)):  # which may be a name, such as rivagan
+            yield f"the file of --{name.replace('_', '-')}", path
+    for name in INPUTS if inputs else ():
+        given = getattr(arguments, name, None) or []
+        for path in [given] if isinstance(given, str) else given:
+            yield "an input", path
+
+
+def _identities(path: str | os.PathLike) -> list[str | tuple[int, int]]:
+    """What tells whether two paths are one file: the name without links, and the file itself where it exists."""
+    found: list[str | tuple[int, int]] = [os.path.realpath(path)]
+    with suppress(OSError):  # names may differ in case
+        status = os.stat(path)
+        if status.st_ino:  # 0 on file systems without
+            found.append((status.st_dev, status.st_ino))
+    return found
