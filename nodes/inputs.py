@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..onrw_core.attacks import MIXES
 from ..onrw_core.extractors.base import Extractor
 from ..onrw_core.stages.composition import MODES
-from ..onrw_core.stages.noise_optimisation import PRESETS, Settings
+from ..onrw_core.stages.noise_optimisation import PRESETS, Settings, preset_for
 from ..onrw_core.stages.quality import DEFAULT_QUALITY, HIGHEST, LOWEST
 from .schemas import advanced
 from .sockets import ExtractorType, KeyType
@@ -276,4 +276,4 @@ def marking_settings(
         changes["quality"] = quality_of(strength, quality, balanced(preset))
     changes["target_psnr"] = target_psnr or None
     changes["mix"] = None if mix == DEFAULT_MIX else mix
-    return PRESETS[preset].with_(**extractor.marking).with_(**changes)
+    return preset_for(preset, extractor).with_(**changes)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..onrw_core.diffusion.ode import CONVENTIONS
 from ..onrw_core.imaging.pixels import check_finite
+from ..onrw_core.payload.keys import redacted
 from ..onrw_core.stages.inversion import METHODS, Inversion, invert, replay
 from ..onrw_core.stages.noise_optimisation import PRESETS
 from . import images
@@ -331,7 +332,7 @@ class LoadInversionNode(io.ComfyNode):
         try:
             return file is None or bool(_path(file))
         except ValueError as error:
-            return str(error)
+            return redacted(str(error))
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None) -> float:

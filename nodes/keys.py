@@ -73,7 +73,7 @@ class KeyNode(io.ComfyNode):
         try:
             return name is None or bool(_path(name))
         except ValueError as error:
-            return str(error)
+            return redacted(str(error))
 
     @classmethod
     def fingerprint_inputs(cls, source: str | None, name: str | None, create: bool | None) -> str:

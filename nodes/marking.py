@@ -21,6 +21,7 @@ from ..onrw_core.extractors.base import NO_LABEL, AlreadyMarkedError
 from ..onrw_core.extractors.base import working_size as size_or_default
 from ..onrw_core.imaging.geometry import size_of
 from ..onrw_core.imaging.rounding import to_8bit
+from ..onrw_core.payload.keys import redacted
 from ..onrw_core.payload.message import ID_BITS, Message, bit_string, encode_text, photo_id
 from ..onrw_core.pipeline import Marked, embed
 from ..onrw_core.stages.noise_optimisation import Settings
@@ -136,7 +137,7 @@ class MarkingNode(KeyUser):
         try:
             return text is None or not text.strip() or bool(encode_text(text.strip(), NO_KEY))
         except ValueError as error:
-            return str(error)
+            return redacted(str(error))
 
 
 def message_of(text: str, image: Tensor, reader: Reader) -> Message:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..onrw_core.payload.keys import Key
+from ..onrw_core.payload.keys import Key, redacted
 from ..onrw_core.payload.message import ID_BITS, SIZES, Message, bit_string, encode_id, encode_text, random_id
 from .adapter import ordinary_tensors
 from .inputs import generator_for, key, seed
@@ -76,7 +76,7 @@ class MessageNode(KeyUser):
             try:
                 return not value or bool(_encode(kind, value, AUTO, NO_KEY))
             except ValueError as error:
-                errors.append(str(error))
+                errors.append(redacted(str(error)))
         return errors[0]
 
     @classmethod

@@ -37,7 +37,7 @@ from .imaging.video import is_video, sample
 from .models import MINI, load_model
 from .payload.keys import Key, check_key
 from .payload.message import Message, encode_id, encode_text, raw
-from .stages.noise_optimisation import PRESETS, Settings
+from .stages.noise_optimisation import PRESETS, Settings, preset_for
 from .torch_modes import in_own_modes
 
 __all__ = ["LABELS", "PRESETS", "Detection", "Image", "Key", "MarkedImage", "detect", "embed", "extract"]
@@ -149,9 +149,7 @@ def embed(
     reader = _extractor(extractor, key)
     message = _message(key, text, id, bits, reader.sizes)
     if isinstance(settings, str):
-        if settings not in PRESETS:
-            raise ValueError(f"settings: no preset {settings!r}; choose from {', '.join(PRESETS)}")
-        settings = PRESETS[settings].with_(**reader.marking)
+        settings = preset_for(settings, reader)
     if label != NO_LABEL:
         settings = replace(settings, label=label)
     loaded = _model(os.fspath(model), device)

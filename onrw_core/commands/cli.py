@@ -20,7 +20,7 @@ from typing import NoReturn
 from .. import __version__
 from ..payload.keys import redacted
 from .kept import check_results
-from .output import LineFormatter, complain, one_line
+from .output import LineFormatter, complain, one_line, remark
 
 __all__ = ["build_parser", "main"]
 
@@ -319,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_arguments(arguments)
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("onrw: interrupted", file=sys.stderr)
+        remark("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         complain("nobody reads the output any more; stopped")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..payload.keys import ENVIRONMENT, Key
+from ..payload.keys import ENVIRONMENT, Key, redacted
 from .cli import BAD_INPUT, NOT_READABLE, OK, SOME_FAILED
 from .output import complain, one_line
 
@@ -195,7 +195,7 @@ class Progress:
     def __init__(self, label: str) -> None:
         from tqdm import tqdm
 
-        self.label = one_line(label)
+        self.label = one_line(redacted(label))
         self.bar = tqdm(desc=self.label, disable=None, leave=False, file=sys.stderr)
 
     def __enter__(self) -> Progress:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, TextIO
 from ..extractors import LABELS, NO_LABEL
 from ..models import load_model
 from .common import Batch, Progress, add_key, add_overwrite, add_verbose, number, p_value
-from .decoders import add_extractor, load_reader, reader_key
+from .decoders import INPUTS, add_extractor, load_reader, reader_key
 from .folders import KEEP, plan
 from .kept import check_results
 from .models import add_device, add_model, chosen_device
-from .output import json_line, say
+from .output import json_line, remark, say
 
 if TYPE_CHECKING:
     from ..extractors.base import Extractor
@@ -32,7 +32,15 @@ __all__ = ["MIXES", "PRESETS", "add_arguments", "make_marker", "run"]
 
 PRESETS = ("fast", "quick", "endure", "paper", "reference")
 SUFFIXES = {KEEP: KEEP, "png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
-REMEDY = "allow more --iterations, a lower --quality or a larger --mask"
+REMEDY = "allow more --iterations, a lower {} or a larger --mask"
+# The journal of a folder records all options but these: they do not change a result, or give it another name.
+UNRECORDED = tuple(
+    "run name inputs output registry note ray workers threads device again allow_torchscript format crf overwrite "
+    "verbose json".split()
+)
+DIGESTED = tuple("key text id bits prompt mask".split())  # secrets, recorded as digests
+# Options that earlier versions did not record, with the defaults at which their folders can be continued.
+LATER = {"write_label": False, "decoder_input": INPUTS[0]}
 MIXES = ("all", "regeneration", "upright", "geometric", "values", "none")
 
 log = logging.getLogger(__name__)
@@ -49,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--id",
         metavar="HEX",
-        help="a hexadecimal id: 6 digits in 48 bits, up to 18 (default: a different random id for each photo)",
+        help="a hexadecimal id: 6 digits in 48 bits, up to 18 (default: an id of each photo's own, which follows from "
+        "key, --seed and file, so that a photo that is marked twice gets the same id: to mark copies of one photo for "
+        "several people, give each an --id or --text)",
     )
     what.add_argument("--bits", metavar="0101...", help="raw bits: 32, 48, 64, 96 or 128 digits 0 and 1")
     parser.add_argument(
@@ -174,12 +184,14 @@ def run(arguments: argparse.Namespace) -> int:
     from ..imaging.atomic import remove_abandoned
     from ..imaging.video import is_video
     from ..payload.registry import perceptual_hash
+    from ..stages.noise_optimisation import preset_for
     from .journal import Journal, attempt, finish_all, local
     from .marker import Source, load_mask
     from .messages import Messages
 
     key = reader_key(arguments, needed=arguments.bits is None)
     extractor = load_reader(arguments, key)
+    preset_for(arguments.preset, extractor)  # raises an error before the work starts
     if arguments.quality is not None and "target_psnr" in extractor.marking:
         raise ValueError(
             f"--quality: the decoder {extractor.name} needs --target-psnr instead; the quality is reported"
@@ -205,6 +217,8 @@ def run(arguments: argparse.Namespace) -> int:
     given = _message(arguments, key, extractor.sizes)
     registry = _registry(arguments, given)
     mask = load_mask(arguments.mask) if arguments.mask else None
+    takes_psnr = arguments.target_psnr is not None or "target_psnr" in extractor.marking
+    remedy = REMEDY.format("--target-psnr" if takes_psnr else "--quality")
     batch, stdout = Batch(planned.total), sys.stdout  # a Ray cluster redirects sys.stdout to stderr
     for file, error in planned.refused:
         batch.place()
@@ -242,7 +256,7 @@ def run(arguments: argparse.Namespace) -> int:
             images.check_free(result, source, overwrite)
             images.write(result, outcome.content, commit=lambda: note(result, outcome), overwrite=overwrite)
             batch.unreadable += not outcome.readable
-            _show(arguments, place, job, outcome, stdout)
+            _show(arguments, place, job, outcome, remedy, stdout)
         except Exception as error:
             batch.failed(source, error)
 
@@ -298,7 +312,7 @@ def run(arguments: argparse.Namespace) -> int:
         outcomes = local(jobs, decode, work)
         finish_all(outcomes, lambda job, photo: finish(job, attempt(marker.encode, photo)))
     if batch.skipped:
-        print(f"onrw: {batch.skipped} of {batch.total} photos were already marked", file=sys.stderr)
+        remark(f"{batch.skipped} of {batch.total} photos were already marked")
     return batch.code
 
 
@@ -309,11 +323,11 @@ def make_marker(
     extractor: Extractor | None = None,
 ) -> Marker:
     """The marker of these options, also on another machine of a cluster."""
-    from ..stages.noise_optimisation import PRESETS as SETTINGS
+    from ..stages.noise_optimisation import preset_for
     from .marker import Marker
 
     extractor = extractor or load_reader(arguments, key)
-    settings = SETTINGS[arguments.preset].with_(**extractor.marking)
+    settings = preset_for(arguments.preset, extractor)
     settings = replace(settings, label=None if arguments.no_public else arguments.label, again=arguments.again)
     return Marker(
         load_model(arguments.model, chosen_device(arguments.device), arguments.config),
@@ -334,8 +348,11 @@ def make_marker(
     )
 
 
-def _show(arguments: argparse.Namespace, place: str, job: Job, result: Result, to: TextIO) -> None:
-    """Print the result of a photo and its place in the batch, with a warning if its watermark is unreadable or weak."""
+def _show(arguments: argparse.Namespace, place: str, job: Job, result: Result, remedy: str, to: TextIO) -> None:
+    """Print the result of a photo and its place in the batch.
+
+    A warning with the remedy says if its watermark is unreadable or weak.
+    """
     from ..payload.message import bit_string
 
     message, (source, output) = result.message, job
@@ -345,13 +362,13 @@ def _show(arguments: argparse.Namespace, place: str, job: Job, result: Result, t
         found = "no watermark with this message is found in it"
         if result.wrong is not None:
             found = f"{result.wrong} of {len(bits)} bits are wrong"
-        log.warning("%s: written, but its watermark cannot be read: %s; %s", output, found, REMEDY)
+        log.warning("%s: written, but its watermark cannot be read: %s; %s", output, found, remedy)
     elif result.wrong:
         log.warning(
-            "%s: its watermark is weak: %d of %d bits had to be corrected; %s", output, result.wrong, len(bits), REMEDY
+            "%s: its watermark is weak: %d of %d bits had to be corrected; %s", output, result.wrong, len(bits), remedy
         )
     elif result.robustness is not None:
-        log.warning("%s: its watermark is weak: %s; %s", output, result.robustness, REMEDY)
+        log.warning("%s: its watermark is weak: %s; %s", output, result.robustness, remedy)
     if arguments.json:
         json_line(
             to=to,
@@ -385,31 +402,18 @@ def _show(arguments: argparse.Namespace, place: str, job: Job, result: Result, t
 
 
 def _options(arguments: argparse.Namespace, key: Key | None) -> dict[str, str | float | None]:
-    """The options that the results depend on, for the journal."""
+    """The options that the results depend on, for the journal: all but those that are known not to matter."""
     from ..imaging import files as images
     from .journal import keyed
 
     message = json.dumps([arguments.text, arguments.id, arguments.bits])
     mask = hashlib.sha256(images.read(arguments.mask)).hexdigest() if arguments.mask else None
+    plain = {name: value for name, value in vars(arguments).items() if name not in (*UNRECORDED, *DIGESTED)}
     return {
         **{
-            f"--{name.replace('_', '-')}": getattr(arguments, name)
-            for name in (
-                "preset",
-                "quality",
-                "target_psnr",
-                "spare",
-                "iterations",
-                "mix",
-                "label",
-                "no_public",
-                "model",
-                "extractor",
-                "size",
-                "seed",
-            )
+            f"--{name.replace('_', '-')}": None if name in LATER and value == LATER[name] else value
+            for name, value in plain.items()
         },
-        "--write-label": arguments.write_label or None,
         "--key": keyed(key, "key", ""),
         "--text, --id or --bits": keyed(key, "message", message),
         "--prompt": keyed(key, "prompt", arguments.prompt) if arguments.prompt else None,
@@ -418,7 +422,7 @@ def _options(arguments: argparse.Namespace, key: Key | None) -> dict[str, str | 
 
 
 def _message(arguments: argparse.Namespace, key: Key | None, sizes: tuple[int, ...]) -> Message | None:
-    """The message of all photos, of one of the numbers of bits `sizes`; None for a different id for each photo."""
+    """The message of all photos, of one of the numbers of bits `sizes`; None for an id of each photo's own."""
     from ..payload.message import capacity, encode_id, encode_text, raw
 
     num_bits = sizes[0] if len(sizes) == 1 else None
@@ -445,7 +449,7 @@ def _registry(arguments: argparse.Namespace, given: Message | None) -> Registry 
         return None
     if given is not None and given.kind != "id":
         raise ValueError(
-            "--registry: takes ids only; give --id, or no message for a random id, and put the text into --note"
+            "--registry: takes ids only; give --id, or no message for an id of the photo, and put the text into --note"
         )
     from ..payload.registry import Registry
 

@@ -6,7 +6,6 @@ Folders are taken with their subfolders, and the results have the same tree. Fil
 from __future__ import annotations
 
 import os
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from ..imaging.atomic import are_one_file, check_writable, is_temporary
 from ..imaging.formats import FORMATS, is_image, kept_suffix
-from .output import one_line
+from .output import remark
 
 __all__ = ["JOURNAL", "KEEP", "Plan", "expand", "plan"]
 
@@ -233,4 +232,4 @@ def _too_long(path: Path) -> bool:
 def _report(remarks: Remarks, word: str = "left out: ") -> None:
     for what, names in remarks.items():
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        print(one_line(f"onrw: {word}{what}: {', '.join(names[:SHOWN])}{more}"), file=sys.stderr)
+        remark(f"{word}{what}: {', '.join(names[:SHOWN])}{more}")

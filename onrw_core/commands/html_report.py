@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import __version__
 from ..imaging.geometry import Geometry
 from ..imaging.rounding import to_8bit
+from ..payload.keys import redacted
 from .report import Report
 
 __all__ = ["STYLE", "WEB", "render"]
@@ -66,7 +67,7 @@ def render(report: Report, now: datetime | None = None) -> str:
         now: Its time; the current time by default.
     """
     when = (now or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC")
-    rows = (f"<dt>{escape(heading)}</dt><dd>{escape(text)}</dd>" for heading, text in report.rows())
+    rows = (f"<dt>{escape(heading)}</dt><dd>{_shown(text)}</dd>" for heading, text in report.rows())
     geometry = report.reading.geometry if report.reading is not None and report.reading.detected else None
     caption = "The image."
     if geometry is not None:
@@ -74,15 +75,20 @@ def render(report: Report, now: datetime | None = None) -> str:
     return PAGE.substitute(
         hash=STYLE_HASH,
         style=STYLE,
-        name=escape(report.name),
+        name=_shown(report.name),
         state="found" if report.found else "nothing",
-        headline=escape(report.headline),
+        headline=_shown(report.headline),
         rows="\n".join(rows),
         drawing=drawing(report.image.rgb, geometry),
         caption=caption,
         version=__version__,
         when=when,
     )
+
+
+def _shown(text: str) -> str:
+    """A text of the report in HTML, without keys."""
+    return escape(redacted(text))
 
 
 def drawing(rgb: Tensor, geometry: Geometry | None) -> str:

@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from string import Template
 from urllib.parse import unquote
 
+from ..payload.keys import redacted
 from .common import number
 from .output import say
 from .verify import add_sources, given_key
@@ -174,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             report = self.server.read(name.replace("/", "_").replace("\0", "_"), content)
         except ValueError as error:
-            return HTTPStatus.UNPROCESSABLE_ENTITY, "text/plain", str(error).encode()
+            return HTTPStatus.UNPROCESSABLE_ENTITY, "text/plain", redacted(str(error)).encode()
         except Exception as error:
             log.error("%s: unexpected:", name, exc_info=error)
             return HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"The image could not be read; see the terminal."

@@ -23,7 +23,7 @@ from pathlib import Path
 from ..arguments import as_path, as_whole, check_type
 from ..imaging.atomic import atomic_write
 
-__all__ = ["ENVIRONMENT", "Key", "KeyFileError", "check_key", "redacted"]
+__all__ = ["ENVIRONMENT", "Key", "KeyFileError", "check_key", "excerpt", "redacted"]
 
 ENVIRONMENT = "ONRW_KEY"
 PREFIX = "onrw-key-1:"
@@ -35,8 +35,12 @@ REMEDY = "make one with `onrw key new -o FILE`"
 # What precedes a text in another encoding than plain UTF-8: Windows editors and PowerShell's `>` write these.
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 DIGITS = 2 * (SECRET_BYTES + CHECKSUM_BYTES)  # of a key that `new` drew
-SECRET_TEXT = re.compile(rf"{PREFIX}\S+|\b[0-9a-f]{{{DIGITS}}}\b", re.IGNORECASE)
+# The text of a key, or its digits alone; a row of as many raw bits is none.
+SECRET_TEXT = re.compile(
+    rf"{PREFIX}(?!\(hidden\))\S+|(?<![0-9a-f])(?![01]+(?![0-9a-f]))[0-9a-f]{{{DIGITS},}}", re.IGNORECASE
+)
 HIDDEN = f"{PREFIX}(hidden)"
+EXCERPT = 40  # characters
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +206,12 @@ def redacted(text: str) -> str:
     """A text with every key in it hidden."""
     check_type("text", text, str)
     return SECRET_TEXT.sub(HIDDEN, text)
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text in quotes, for errors, with every key in it hidden: before it is cut, not after."""
+    text = redacted(text)
+    return repr(text if len(text) <= EXCERPT else text[:EXCERPT] + "...")
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:

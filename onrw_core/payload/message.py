@@ -28,7 +28,7 @@ from torch import Tensor
 from ..arguments import as_whole, check_type
 from ..imaging.pixels import check_tensor
 from .bch import BCH
-from .keys import Key, check_key
+from .keys import Key, check_key, excerpt
 
 __all__ = [
     "ID_BITS",
@@ -85,7 +85,6 @@ SIZES = tuple(FORMATS)
 TEXT_SIZES = tuple(size for size, layout in FORMATS.items() if layout.texts)
 LARGEST = SIZES[-1]
 LARGEST_LOGIT = 1e100  # logits are clamped to this size, so that sums do not overflow
-SHOWN = 40  # characters of a user's text repeated in an error
 
 
 @dataclass(frozen=True)
@@ -185,10 +184,10 @@ def encode_text(text: str, key: Key, num_bits: int | None = None) -> Message:
     check_type("text", text, str)
     check_key(key)
     if not text or not text.isprintable():
-        raise ValueError(f"text {_shown(text)}: must be one or more printable characters in one line")
+        raise ValueError(f"text {excerpt(text)}: must be one or more printable characters in one line")
     sizes = TEXT_SIZES if num_bits is None else (num_bits,)
     if num_bits is not None and not _format(num_bits).texts:
-        raise ValueError(f"text {_shown(text)}: {num_bits} bits carry ids only; use 64, 96 or 128 bits for a text")
+        raise ValueError(f"text {excerpt(text)}: {num_bits} bits carry ids only; use 64, 96 or 128 bits for a text")
     utf8 = text.encode("utf-8", errors="strict")
     for size in sizes:
         room = capacity(size)
@@ -197,7 +196,7 @@ def encode_text(text: str, key: Key, num_bits: int | None = None) -> Message:
         if len(utf8) <= room.utf8_bytes:
             return Message("text", _encode(UTF8, _pack(utf8, 8, room.payload), key, size), text)
     raise ValueError(
-        f"text {_shown(text)}: too long, {len(text)} characters or {len(utf8)} bytes as UTF-8; {room.num_bits} bits "
+        f"text {excerpt(text)}: too long, {len(text)} characters or {len(utf8)} bytes as UTF-8; {room.num_bits} bits "
         f"hold {room.ascii_characters} ASCII characters or {room.utf8_bytes} bytes of UTF-8; shorten it, or embed an "
         "id and store the text in a registry"
     )
@@ -218,7 +217,7 @@ def encode_id(value: str, key: Key, num_bits: int | None = None) -> Message:
     check_key(key)
     digits = value.strip().lower().removeprefix("0x")
     if not digits or not set(digits) <= set("0123456789abcdef"):
-        raise ValueError(f"id {_shown(value)}: not hexadecimal; use the digits 0-9 and a-f, e.g. c0ffee")
+        raise ValueError(f"id {excerpt(value)}: not hexadecimal; use the digits 0-9 and a-f, e.g. c0ffee")
     sizes = [size for size in SIZES if size >= ID_BITS] if num_bits is None else [num_bits]
     number = int(digits, 16)
     for size in sizes:
@@ -227,7 +226,7 @@ def encode_id(value: str, key: Key, num_bits: int | None = None) -> Message:
             bits = [number >> i & 1 for i in range(room.payload - 1, -1, -1)]
             return Message("id", _encode(ID, np.array(bits, np.uint8), key, size), f"{number:0{room.id_digits}x}")
     raise ValueError(
-        f"id {_shown(value)}: too long, {len(digits)} hexadecimal digits; {room.num_bits} bits hold {room.id_digits}"
+        f"id {excerpt(value)}: too long, {len(digits)} hexadecimal digits; {room.num_bits} bits hold {room.id_digits}"
     )
 
 
@@ -268,7 +267,7 @@ def raw(bits: str | Tensor) -> Message:
     check_type("bits", bits, str | Tensor)
     if isinstance(bits, str):
         if not bits or not set(bits) <= {"0", "1"}:
-            raise ValueError(f"bits {_shown(bits)}: write them as a string of 0 and 1")
+            raise ValueError(f"bits {excerpt(bits)}: write them as a string of 0 and 1")
         bits = torch.tensor([int(bit) for bit in bits])
     bits = as_bits(bits)
     if not 1 <= len(bits) <= LARGEST:
@@ -395,7 +394,3 @@ def _read_id(payload: np.ndarray) -> str | None:
     digits = len(payload) // 4
     number = int(bit_string(payload), 2)
     return f"{number:0{digits}x}" if number < 16**digits else None
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")

@@ -24,6 +24,7 @@ from ..arguments import as_path, as_whole, check_type, is_number, shown
 from ..imaging.metrics import luminance
 from ..imaging.pixels import as_rgb
 from ..imaging.thumbnail import LIKE, Thumbnail, likeness
+from .keys import excerpt
 
 __all__ = ["Entry", "Registry", "RegistryError", "copied", "perceptual_hash"]
 
@@ -312,7 +313,7 @@ def _check_text(name: str, text: object) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise RegistryError(f"{name} {text[:40]!a}: has characters that are no Unicode; leave them out") from None
+        raise RegistryError(f"{name} {excerpt(text)}: has characters that are no Unicode; leave them out") from None
 
 
 def _is_text(value: object) -> bool:
@@ -327,5 +328,5 @@ def _normal(id: str) -> str:
     _check_text("id", id)
     digits = id.strip().lower().removeprefix("0x")
     if not digits or not set(digits) <= set("0123456789abcdef"):
-        raise RegistryError(f"id {id[:40]!r}: not hexadecimal; use the digits 0-9 and a-f")
+        raise RegistryError(f"id {excerpt(id)}: not hexadecimal; use the digits 0-9 and a-f")
     return digits

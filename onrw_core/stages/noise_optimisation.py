@@ -37,7 +37,7 @@ from .inversion_record import Inversion
 from .quality import DEFAULT_QUALITY, HIGHEST, LOWEST
 from .warm_start import INITIAL_RMS, STEPS, warm_start
 
-__all__ = ["PRESETS", "Objective", "Settings", "State", "Watermark", "combined_mask", "optimise"]
+__all__ = ["PRESETS", "Objective", "Settings", "State", "Watermark", "combined_mask", "optimise", "preset_for"]
 
 KINDS = {"bool": bool, "str": str}  # of settings
 # With the gradient normalised to unit root mean square and an epsilon of that size, AdamW steps along the gradient
@@ -193,6 +193,21 @@ PRESETS = {
         checkpointing=True,
     ),
 }
+
+
+def preset_for(name: str, extractor: Extractor) -> Settings:
+    """The settings of a preset, adapted to the extractor that is to read the watermark (`Extractor.marking`).
+
+    Raises:
+        ValueError: There is no such preset, or it is for ONRW's own watermark: what makes it, the mix and the quality,
+            would be the extractor's.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"settings: no preset {name!r}; choose from {', '.join(PRESETS)}")
+    settings = PRESETS[name]
+    if settings.mix == "regeneration" and "mix" in extractor.marking:
+        raise ValueError(f"preset: {name} is for ONRW's own watermark; use fast with a third-party decoder")
+    return settings.with_(**extractor.marking)
 
 
 @dataclass(frozen=True)

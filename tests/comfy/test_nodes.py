@@ -503,6 +503,10 @@ def test_messages_that_do_not_fit_are_refused_before_the_run(nodes):
     for name in ("SaveImage", "Embed"):
         assert nodes.classes[name].validate_inputs(text="Ann 5") is True
         assert "too long" in nodes.classes[name].validate_inputs(text="x" * 100)
+    secret = "0123456789abcdef" * 4 + "01234567"
+    for key in (secret, f"onrw-key-1:{secret}"):
+        answers = check(value=key), *(nodes.classes[name].validate_inputs(text=key) for name in ("SaveImage", "Embed"))
+        assert all("hidden" in answer and secret[:16] not in answer for answer in answers)
 
 
 def test_third_party_decoders_get_the_attacks_that_they_can_stand(pack, extractor, decoder, image):

@@ -1,6 +1,7 @@
 """The command `onrw`: every verb, exit codes, bad input, and that nothing is lost."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -391,6 +392,36 @@ def test_bad_embed_arguments(onrw, tmp_path, words, reason):
     code, _, err = onrw("embed", "photo.png", "-o", "out.png", "--key", "my.key", *words)
     assert code == 2 and reason in err and "Traceback" not in err
     assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("given", ["digits", "text"])
+def test_no_output_has_a_part_of_a_key(onrw, marked, capsys, given):
+    """Of a key that was given in place of something else."""
+    digits = Key.load("my.key").text()[11:]
+    key = digits if given == "digits" else f"onrw-key-1:{digits}"
+    embed = ["embed", "photo.png", "-o", "m.png", "--key", "my.key"]
+    assert onrw(*embed, "--id", "1", "--registry", "ids.db", "--note", f"for {key}")[0] == 0
+    for words in (
+        [*embed, "--id", key, "--overwrite"],
+        [*embed, "--text", key, "--overwrite"],
+        [*embed, "--bits", key, "--overwrite"],
+        ["extract", marked, "--key", "my.key", "--expect-id", key],
+        ["lookup", key, "--registry", "ids.db"],
+        ["lookup", "--registry", "ids.db"],
+        ["lookup", "--registry", "ids.db", "--json"],
+        ["verify", "m.png", "--key", "my.key", "--registry", "ids.db", "--html", "page.html", "--overwrite"],
+        ["detect", key],
+    ):
+        code, out, err = onrw(*words)
+        assert "(hidden)" in out + err and digits[:20] not in out + err, words
+        if "--json" in words:
+            assert json.loads(out)["note"] == "for onrw-key-1:(hidden)"
+    assert digits[:20] not in Path("page.html").read_text()
+    try:
+        raise ValueError(key)
+    except ValueError:
+        record = logging.LogRecord("a", logging.ERROR, "a", 1, "unexpected: %s", (key,), sys.exc_info())
+    assert digits[:20] not in output.LineFormatter().format(record)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,9 @@ def test_other_settings_are_refused_by_name(work, capsys):
         (["--iterations", "3", "--seed", "1"], "--seed (was not given, now 1);"),
         (["--iterations", "3", "--id", "c0ffee"], "--text, --id or --bits;"),
         (["--iterations", "3", "--prompt", "a cat"], "--prompt;"),
+        (["--iterations", "3", "--decoder-size", "64"], "--decoder-size (was not given, now 64);"),
+        (["--iterations", "3", "--decoder-input", "imagenet"], "--decoder-input (was not given, now imagenet);"),
+        (["--iterations", "3", "--config", "folder"], "--config (was not given, now folder);"),
     ):
         assert run(*words) == 2
         err = capsys.readouterr().err
@@ -136,6 +139,27 @@ def test_other_settings_are_refused_by_name(work, capsys):
     assert files() == before and work.done == 4
     assert run("--iterations", "4", "--overwrite") == 0 and work.done == 8
     assert run("--iterations", "4") == 0 and work.done == 8
+
+
+def test_every_option_is_recorded_or_known_not_to_matter(work):
+    words = ["embed", "in", "-o", "out", "--key", "my.key"]
+    parser = cli.build_parser(words)
+    arguments = parser.parse_args(words)
+    names, plain = set(vars(arguments)), embed._options(arguments, KEY)
+    assert set(embed.UNRECORDED) | set(embed.DIGESTED) | set(embed.LATER) <= names
+    for name in names - {"mask"}:  # a file
+        changed = SimpleNamespace(**vars(arguments) | {name: "another"})
+        kept = name in (*embed.UNRECORDED, "key")  # the key itself is given apart
+        assert (embed._options(changed, KEY) == plain) == kept, name
+
+
+def test_folders_of_earlier_versions_are_continued(work):
+    """Their journals have these options alone, at these values."""
+    options = {"--preset": "fast", "--spare": False, "--label": "none", "--no-public": False, "--model": "mini"}
+    options |= {"--extractor": "keyed", "--seed": 0}
+    assert run() == 0
+    recorded = json.loads(Path("out", JOURNAL).read_text().splitlines()[0])["options"]
+    assert {name: value for name, value in recorded.items() if not str(value).startswith("keyed:")} == options
 
 
 def test_files_of_others_are_refused(work, capsys):

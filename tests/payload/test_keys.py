@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import onrw_core
-from onrw_core.payload.keys import Key, KeyFileError, redacted
+from onrw_core.payload.keys import Key, KeyFileError, excerpt, redacted
 
 SECRET = bytes(range(32))
 LINE = "onrw-key-1:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
@@ -151,6 +151,10 @@ def test_a_keys_text_in_place_of_a_file_is_not_repeated(tmp_path, monkeypatch):
 def test_redacted():
     text = Key(SECRET).text()
     assert redacted(f"a {text}, {text[11:]} b") == "a onrw-key-1:(hidden) onrw-key-1:(hidden) b"
+    assert redacted(f"0x{text[11:]}1 '{text}'") == "0xonrw-key-1:(hidden) 'onrw-key-1:(hidden)"
+    assert redacted(redacted(f"'{text}' is")) == redacted(f"'{text}' is")
+    assert redacted("01" * 36) == "01" * 36  # raw bits
+    assert SECRET.hex()[:20] not in excerpt(text) + excerpt(text[11:]) and excerpt("x" * 50) == repr("x" * 40 + "...")
     digest = "0" * 64
     assert redacted(f"{digest}.png c0ffee") == f"{digest}.png c0ffee"
 
