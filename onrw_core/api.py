@@ -62,7 +62,8 @@ class MarkedImage:
         ssim: SSIM of the whole image.
         iterations: Number of iterations of the optimisation.
         seconds: Wall time.
-        label: The public label; None for a watermark without public layer.
+        label: The public label that the image has: of an image that had a public layer before, the label of that one;
+            None without public layer, as for third-party decoders.
     """
 
     image: Tensor
@@ -90,11 +91,10 @@ class MarkedImage:
             ValueError: There is no label to write, or `path` is none.
         """
         path = as_path("path", path)
-        like = self._original
-        if write_label:
-            if self.label is None or self.label == NO_LABEL:
-                raise ValueError("write_label: there is no public label; give one to embed(label=...)")
-            like = files.labelled(like, self.label, path)
+        label = None if self.label == NO_LABEL else self.label
+        if write_label and label is None:
+            raise ValueError("write_label: there is no public label; give one to embed(label=...)")
+        like = files.with_label(self._original, label, path, write=write_label)
         files.save(path, self.image, like=like, overwrite=overwrite)
 
 
@@ -131,7 +131,8 @@ def embed(
         prompt: Description of the image.
         mask: (1, 1, H, W) in [0, 1]: area of the watermark; None for the whole image.
         label: Public label of a keyed watermark, one of `LABELS`, which everybody can read; None for a watermark
-            without public layer. Where it is "none", the label of `settings` is kept.
+            without public layer. Where it is "none", the label of `settings` is kept. A public layer that the image has
+            keeps its label, see `MarkedImage.label`.
         size: The shorter side at which the image is optimised, pixels; None: its own, from 512 up to four megapixels
             in all (`default_working_size`), above one with fewer iterations (`iterations_at`).
         seed: Seed of all random draws, 0 to 2^64 - 1.
@@ -168,8 +169,7 @@ def embed(
     )
     quality, worst = marked.judgement.quality, marked.judgement.worst
     figures = quality, worst, marked.psnr, marked.ssim, marked.iterations, marked.seconds
-    public = settings.label if reader.name == KEYED else None
-    return MarkedImage(marked.image.cpu(), message.bits, *figures, public, original)
+    return MarkedImage(marked.image.cpu(), message.bits, *figures, marked.label, original)
 
 
 @in_own_modes

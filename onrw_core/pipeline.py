@@ -75,6 +75,11 @@ class Marked:
     extractor: Extractor
     robustness: Robustness | None = None
 
+    @property
+    def label(self) -> str | None:
+        """The public label that the image has, which may be that of an earlier watermark; None without a layer."""
+        return self.extractor.public
+
 
 @in_own_modes
 def embed(

@@ -11,8 +11,11 @@ from PIL import Image
 
 import onrw_core as onrw
 from onrw_core.extractors.base import Extractor
+from onrw_core.extractors.keyed import extractor as keyed
+from onrw_core.extractors.reading import Detection
 from onrw_core.imaging import files
-from onrw_core.imaging.source_type import read_source_type
+from onrw_core.imaging.geometry import Geometry
+from onrw_core.imaging.source_type import read_source_type, with_source_type
 from onrw_core.payload.message import raw
 
 KEY = onrw.Key(bytes(range(32)))
@@ -78,6 +81,27 @@ def test_the_label_is_written_on_request(marked, tmp_path):
         labelled.save(tmp_path / "with.bmp", write_label=True)
 
 
+def test_the_label_is_that_of_the_public_layer(photo, tmp_path, monkeypatch, caplog):
+    """Which an image that has one keeps."""
+    found = Detection(True, "digitalCapture", 2, -20.0, None, Geometry.identity())
+    monkeypatch.setattr(keyed, "detect", lambda *_, **__: found)
+    settings = onrw.PRESETS["quick"].with_(iterations=1, target_psnr=42.0)
+    for label in ("trainedAlgorithmicMedia", None):
+        second = onrw.embed(
+            files.load(photo).rgb[:, :64, :64], key=KEY, id="1", settings=settings, label=label, size=64
+        )
+        assert second.label == "digitalCapture"
+    caplog.clear()
+    second.save(tmp_path / "a.png", write_label=True)
+    assert read_source_type(files.load(tmp_path / "a.png").info["xmp"]) == "digitalCapture" and not caplog.text
+    stated = with_source_type(b"", "trainedAlgorithmicMedia")
+    second = replace(second, _original=replace(second._original, info={"xmp": stated}))
+    second.save(tmp_path / "b.png")
+    assert "label in the metadata, trainedAlgorithmicMedia, is not changed" in caplog.text
+    second.save(tmp_path / "c.png", write_label=True)
+    assert "is replaced by digitalCapture" in caplog.text
+
+
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_images_in_memory_are_marked_alike(photo, marked, form):
     again = onrw.embed(form(photo), text="Ann 5", key=KEY, settings=QUICK, size=SIDE)
@@ -120,6 +144,10 @@ def test_raw_bits_for_another_extractor_need_no_key(photo):
         ({"text": "Ann 5"}, "needs a key"),
         ({"text": "Ann 5", "extractor": Means()}, "key: a text or an id needs a key"),
         ({"key": KEY, "bits": "01"}, "2 bits: the extractor 'keyed' reads 32, 48, 64, 96, 128"),
+        (
+            {"bits": "01100101", "extractor": Means(), "settings": "endure"},
+            "endure is for ONRW's own watermark; use fast",
+        ),
         (
             {"key": KEY, "text": "Ann 5", "settings": "best"},
             "no preset 'best'; choose from reference, fast, endure, quick, paper",

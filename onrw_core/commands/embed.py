@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from ..extractors import LABELS, NO_LABEL
+from ..extractors import KEYED, LABELS, NO_LABEL
 from ..models import load_model
 from .common import Batch, Progress, add_key, add_overwrite, add_verbose, number, p_value
 from .decoders import INPUTS, add_extractor, load_reader, reader_key
@@ -198,6 +198,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.write_label and arguments.label == NO_LABEL:
         raise ValueError("--write-label: states the public label; give one with --label")
+    if arguments.label != NO_LABEL and extractor.name != KEYED:
+        raise ValueError("--label: the watermark of a third-party decoder has no public layer; leave it out")
     if arguments.no_public and arguments.label != NO_LABEL:
         raise ValueError("--no-public: leaves no place for a --label; give one of the two")
     if arguments.spare and (arguments.target_psnr is not None or "target_psnr" in extractor.marking):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import pipeline
 from ..clip import Clip
+from ..extractors import NO_LABEL
 from ..extractors.base import Extractor
 from ..imaging import files as images
 from ..imaging.pixels import opaque_area
@@ -156,7 +157,7 @@ class Marker:
         image = images.load(source, read.content)
         images.check_holds(result, image)
         if self.write_label and self.settings.label is not None:
-            image = images.labelled(image, self.settings.label, result)
+            images.labelled(image, self.settings.label, result)  # raises an error before the work starts
         extractor = self.extractor.for_bits(len(read.message.bits))
         mask = opaque_area(None if self.mask is None else _fit(self.mask, image.rgb, source), image.alpha)
         return Photo(job, read.digest, image, read.message, extractor, mask)
@@ -219,7 +220,9 @@ class Marker:
         """Encode the file and read the watermark back from it, compression included."""
         result, message, marked = photo.job[1], photo.message, photo.marked
         assert marked is not None, "encode comes after optimise"
-        content = images.encode(result, marked.image.cpu(), photo.image)
+        label = None if marked.label == NO_LABEL else marked.label
+        like = images.with_label(photo.image, label, result, write=self.write_label)
+        content = images.encode(result, marked.image.cpu(), like)
         decoded = images.load(result, content)
         written = decoded.rgb
         reading = photo.extractor.read(written, self.key)

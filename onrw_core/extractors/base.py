@@ -114,6 +114,7 @@ class Extractor(ABC):
         window: Pixels of the random crop that the optimisation evaluates at once; None for whole images. For networks
             that average over all positions: a crop gives the same bits at less cost.
         device: Device of its networks, as set by `to`.
+        public: Public label of the image that is marked with it, see `for_image`; None without a public layer.
         marking: Changes of a preset's `Settings` for this kind of extractor. Here: attacks that such decoders cannot
             undo would dominate the loss, so the mix is "upright"; the decoders use colour; they do not normalise by
             local contrast, so the gradient may determine where the residual is strong; steps on the image are more
@@ -124,6 +125,7 @@ class Extractor(ABC):
     name: str
     num_bits: int
     window: int | None = None
+    public: str | None = None
     device: torch.device = torch.device("cpu")
     marking: Mapping[str, Any] = {
         "target_psnr": 42.0,

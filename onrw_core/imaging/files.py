@@ -31,7 +31,7 @@ from .formats import FORMATS, HEIF_BRANDS, open_image
 from .metadata import collect, orient, split_png, tiff_tags, writing
 from .pixels import MIN_SIDE, as_rgb
 from .rounding import LEVELS, to_8bit
-from .source_type import with_source_type
+from .source_type import read_source_type, with_source_type
 from .tiff import encode_tiff
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "load",
     "read",
     "save",
+    "with_label",
     "write",
 ]
 
@@ -296,6 +297,27 @@ def labelled(image: DecodedImage, label: str, path: str | os.PathLike) -> Decode
             f"{image.path or path}: {error}; without a label in the metadata it is kept as it is"
         ) from None
     return replace(image, info=image.info | {"xmp": xmp})
+
+
+def with_label(image: DecodedImage, label: str | None, path: str | os.PathLike, write: bool) -> DecodedImage:
+    """A marked image whose metadata agree with its public label; a warning says where they do not, or did not.
+
+    Args:
+        image: The image.
+        label: Its public label, see `source_type`; None where it has none to state.
+        path: The file that it is for.
+        write: State the label in the metadata.
+
+    Raises:
+        ImageError: See `labelled`.
+    """
+    stated = read_source_type(image.info.get("xmp", b""))
+    if label is not None and stated not in (None, label):
+        what = "replaced by" if write else "not changed, but the public label of the watermark is"
+        logger.warning("%s: the label in the metadata, %s, is %s %s", path, stated, what, label)
+    if write and label is None:
+        logger.warning("%s: its public layer has no label, so none is stated in the metadata", path)
+    return labelled(image, label, path) if write and label is not None else image
 
 
 def check_holds(path: str | os.PathLike, like: DecodedImage) -> None:

@@ -64,6 +64,7 @@ def pixel_embed(image, model, autoencoder, extractor, bits, *, settings, mask, o
         iterations=8,
         seconds=0.5,
         robustness=None,
+        label=settings.label,
     )
 
 
@@ -154,6 +155,20 @@ def test_the_label_is_stated_in_the_metadata_on_request(onrw):
     assert stated == [None, "digitalCapture"]
     code, _, err = onrw("embed", "photo.png", "-o", "no.png", "--key", "my.key", "--write-label")
     assert code == 2 and "--label" in err
+
+
+@pytest.mark.parametrize("carried", ["trainedAlgorithmicMedia", "none"])
+def test_the_metadata_state_the_label_that_the_image_has(onrw, monkeypatch, caplog, carried):
+    """Which is that of an earlier watermark where there was one."""
+    photo("photo.png")
+    monkeypatch.setattr(
+        pipeline, "embed", lambda *a, **b: SimpleNamespace(**vars(pixel_embed(*a, **b)) | {"label": carried})
+    )
+    words = ["--key", "my.key", "--id", "1", "--label", "digitalCapture", "--write-label"]
+    assert onrw("embed", "photo.png", "-o", "a.png", *words)[0] == 0
+    stated = read_source_type(images.load("a.png").info.get("xmp", b""))
+    assert stated == (None if carried == "none" else carried)
+    assert ("none is stated in the metadata" in caplog.text) == (carried == "none")
 
 
 def test_expectations(onrw, marked):

@@ -52,6 +52,7 @@ class Work:
             iterations=1,
             seconds=0.1,
             robustness=None,
+            label=None,
         )
 
 

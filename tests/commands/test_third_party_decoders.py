@@ -41,6 +41,7 @@ def long(monkeypatch):
             iterations=40,
             seconds=0.5,
             robustness=None,
+            label=None,
         )
 
     monkeypatch.setattr(pipeline, "embed", mark)
@@ -91,6 +92,21 @@ def test_converts_marks_and_reads(onrw, long, tmp_path):  # noqa: F811
         assert not fields["detected"] and fields["id"] is None and fields["bits"] == bits
     unmarked = onrw("extract", "photo.png", "--extractor", "dec.safetensors", "--key", "my.key")[1]
     assert "nothing found" in unmarked
+
+
+def test_what_third_party_decoders_do_not_have_is_refused_before_the_work(onrw, monkeypatch, caplog):  # noqa: F811
+    torch.save(hidden(10), "dec.pth")
+    words = ["embed", "photo.png", "-o", "marked.png", "--extractor", "dec.pth", "--bits", "0110100110"]
+    for more, reason in (
+        (["--preset", "endure"], "endure is for ONRW's own watermark; use fast with a third-party decoder"),
+        (["--label", "digitalCapture", "--write-label"], "has no public layer"),
+        (["--quality", "70"], "--target-psnr"),
+    ):
+        code, out, err = onrw(*words, *more, "--registry", "ids.db")
+        assert code == 2 and reason in err and out == "", err
+    monkeypatch.setattr(HiddenExtractor, "loss", lambda extractor, images, bits: images.mean((1, 2, 3)))
+    assert onrw(*words)[0] == 3
+    assert "a lower --target-psnr" in caplog.text and "--quality" not in caplog.text
 
 
 def test_raw_bits_need_no_key(onrw):  # noqa: F811

@@ -72,7 +72,8 @@ class KeyedExtractor(Extractor):
         name: "keyed".
         num_bits: Number of bits for `logits` and `loss`; `read` detects the number.
         key: The secret key of the patterns and of the messages.
-        label: The public label; None for no public layer.
+        label: The public label of the watermark; None for no public layer.
+        public: That of the image; they differ where a watermark without public layer is added to one.
         place: Row and column in the pattern of the frame's first tile.
         frame: Map from the image to the frame of its tiles; None if a tile begins at its upper left corner.
         layer: The key's patterns and phases.
@@ -101,6 +102,7 @@ class KeyedExtractor(Extractor):
         if num_bits not in BIT_COUNTS:
             raise ValueError(f"num_bits is {num_bits}; the keyed extractor carries one of {BIT_COUNTS} bits")
         self.key, self.num_bits, self.label, self.place, self.frame = key, num_bits, label, place, frame
+        self.public = label
         self.layer = _layer(key)
         self._sync = self.layer.sync_for(num_bits).float()
         self._payload = self.layer.payload[:num_bits].float()
@@ -128,7 +130,9 @@ class KeyedExtractor(Extractor):
         digest = hashlib.sha256((image * LEVELS).round().to(torch.uint8).numpy().tobytes()).digest()
         place = self.layer.place(self.key, digest)
         if label is None or not present.found:
-            return KeyedExtractor(self.key, self.num_bits, label, place)
+            extractor = KeyedExtractor(self.key, self.num_bits, label, place)
+            extractor.public = present.label if label is None else label
+            return extractor
         if present.label is not None and present.label != label:
             logger.warning("the image has the public label %s, which is not changed to %s", present.label, label)
         return KeyedExtractor(self.key, self.num_bits, present.label or label, place, present.to_marked)
