@@ -8,6 +8,7 @@ prompt only.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from ...onrw_core.diffusion.attention import probabilities
 from ...onrw_core.diffusion.model import AttentionControl, AttentionMaps
 from .patches import name_of, on_copies, refused_in_place
 
-__all__ = ["differentiable", "with_control"]
+__all__ = ["differentiable", "keep", "with_control"]
 
 KINDS = {"self": "attn1", "cross": "attn2"}
 HEADS = "b tokens (heads d) -> b heads tokens d"
@@ -119,7 +120,7 @@ def _patch(
 ) -> Callable:
     owners: dict[str, list[int]] = {}
     layer = "_".join(str(part) for part in block)
-    recorded = maps.self_attention if kind == "self" else maps.cross_attention
+    kept = weakref.ref(maps)
     injected = control.inject.self_attention.get(layer) if control.inject is not None and kind == "self" else None
 
     def attention(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
@@ -143,13 +144,24 @@ def _patch(
             found = probabilities(query, key, control.mean)
             if kind == "cross" and found.shape[-1] != tokens:
                 found = reduce(found, "b heads n (copies tokens) -> b heads n tokens", "sum", tokens=tokens)
-            recorded.setdefault(layer, found)
-            maps.sizes[layer] = (height, width)
+            keep(kept, kind, layer, found, (height, width))
         if injected is not None:
             out = torch.cat([out[:start], _attend(injected, v[rows]).to(out), out[rows.stop :]])
         return out
 
     return attention
+
+
+def keep(maps: weakref.ref[AttentionMaps], kind: str, layer: str, found: Tensor, grid: tuple[int, int]) -> None:
+    """Record a map, the first of its layer.
+
+    The reference is weak because the function that records is kept for the recomputation in the backward pass: with a
+    reference of its own it would keep the maps, their graph, and so the recomputation, for ever.
+    """
+    kept = maps()
+    if kept is not None:
+        (kept.self_attention if kind == "self" else kept.cross_attention).setdefault(layer, found)
+        kept.sizes[layer] = grid
 
 
 def _attend(probabilities: Tensor, v: Tensor) -> Tensor:

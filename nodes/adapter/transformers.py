@@ -12,6 +12,7 @@ softmax over j of the cosine of the features at the places i and j.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from ...onrw_core.diffusion.attention import averaged, mask_grid, probabilities, redirected
 from ...onrw_core.diffusion.model import AttentionControl, AttentionMaps
+from .attention import keep
 from .families import AFTER, APART, START, Layout
 
 __all__ = ["Call", "controlled"]
@@ -112,7 +114,7 @@ class _Reader:
     """Reads the attention of one call of a network; see `controlled`."""
 
     def __init__(self, call: Call, control: AttentionControl, maps: AttentionMaps) -> None:
-        self.network, self.layout, self.control, self.maps = call.network, call.layout, control, maps
+        self.network, self.layout, self.control, self.maps = call.network, call.layout, control, weakref.ref(maps)
         self.batch, self.size, self.tokens = call.shape[0], call.size, call.tokens
         self.positions, self.grid = call.positions, call.grid
         self.block: str | None = None
@@ -213,13 +215,11 @@ class _Reader:
             grid = self.size if not self.control.mean else self.grid
             if self.control.record("self", grid[0] * grid[1]):
                 queries, keys = (averaged(t[:, :, where], self.size, grid) for t in (q, k))
-                self.maps.self_attention.setdefault(layer, probabilities(queries, keys, self.control.mean))
-                self.maps.sizes[layer] = grid
+                keep(self.maps, "self", layer, probabilities(queries, keys, self.control.mean), grid)
         if text is not None and text.stop > text.start and self.control.record("cross", cells):
             queries = averaged(q[:, :, where], self.size, self.grid)
-            layer += ".text"
-            self.maps.cross_attention.setdefault(layer, probabilities(queries, k[:, :, text], self.control.mean))
-            self.maps.sizes[layer] = self.grid
+            found = probabilities(queries, k[:, :, text], self.control.mean)
+            keep(self.maps, "cross", f"{layer}.text", found, self.grid)
 
     def _evaluated(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.evaluated = kwargs["transformer_options"]["cond_or_uncond"]
@@ -233,8 +233,7 @@ class _Reader:
             tokens = tokens[start : start + self.batch, None, : self.size[0] * self.size[1]]
             places = F.normalize(averaged(tokens.float(), self.size, self.grid), dim=-1)
             similar = (places @ places.transpose(-1, -2) / TEMPERATURE).softmax(-1)
-            self.maps.self_attention.setdefault(f"{name}.features", similar)
-            self.maps.sizes[f"{name}.features"] = self.grid
+            keep(self.maps, "self", f"{name}.features", similar, self.grid)
 
         return hook
 

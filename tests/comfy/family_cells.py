@@ -7,9 +7,11 @@ A cell is what was measured, or why the family does without. The tests run all c
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,9 +185,13 @@ def constraint(case: Case) -> str:
         def loss(recompute):
             with network.recomputing() if recompute else contextlib.nullcontext():
                 _, maps = network.guided(x, sigma, case.prompt, case.null, GUIDANCE, control)
+            recorded.extend(map(weakref.ref, maps.self_attention.values()))
             return torch.autograd.grad(attention.self_attention_loss(maps, other), x)[0]
 
+        recorded = []
         assert loss(False).abs().sum() > 0 and torch.equal(loss(True), loss(False))
+        gc.collect()
+        assert all(kept() is None for kept in recorded)  # nothing keeps maps and graph
         return network.maps, len(maps.self_attention)
 
     kind, layers = case.run(work)

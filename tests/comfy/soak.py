@@ -100,16 +100,18 @@ class Soak:
                 self.server = Server(self.comfy, self.base)
                 memory, handles, hooks = [], [], []  # of one process
             self.seconds["one node"] = self.picture(f"seed {number % 2}", marking(number % 2))
-            if number % 5 == 1:
-                self.seconds["stages"] = self.picture(f"stages {number % 2}", stages(number % 2, swapped=False))
-                self.refusal(stages(number % 2, swapped=True))
+            if number % 10 == 1:
+                self.seconds["stages"] = self.picture(
+                    f"stages {number // 10 % 2}", stages(number // 10 % 2, swapped=False)
+                )
+                self.refusal(stages(0, swapped=True))
                 self.picture("stock of the other", stock(other=True))
                 self.picture("stock", stock())
-            if number % 5 in (2, 3):
+            if number % 10 in (3, 6):
                 self.cancel("one node", marking(2))
                 self.cancel("stages", stages(2, swapped=False))
                 self.picture("stock", stock())
-            if number % 5 == 4:
+            if number % 10 == 8:
                 answers = [self.server.queue(marking(seed)) for seed in (1, 0)]
                 for seed, answer in zip((1, 0), answers, strict=True):
                     self.expect(f"seed {seed}", self.server.wait(answer["prompt_id"]))

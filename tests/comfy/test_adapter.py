@@ -1,5 +1,7 @@
 """The adapter in ComfyUI's own process: models and prompts prepared by ComfyUI, differentiated by the core."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -70,10 +72,14 @@ def test_gradients_maps_and_an_untouched_model(case, adapter, core, sampled):
                 out, maps = network.guided(x, SIGMA, prompt, null, GUIDANCE, averaged)
             assert {m.shape[1] for m in maps.self_attention.values()} == {1}
             loss = out.square().sum() + sum(m.square().sum() for m in maps.self_attention.values())
+            recorded.extend(map(weakref.ref, maps.self_attention.values()))
             return torch.autograd.grad(loss, x)[0]
 
+        recorded = []
         found, wanted = with_maps(network.recomputing()), with_maps(nullcontext())
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        gc.collect()
+        assert recorded and all(kept() is None for kept in recorded)  # nothing keeps maps and graph
         assert not any("forward" in module.__dict__ for module in network.network.modules())
 
         (x0, x0_null), _ = network.denoise(x, SIGMA, [prompt, null])
