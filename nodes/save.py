@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..onrw_core.extractors.reading import Reading
 from ..onrw_core.imaging import files
+from ..onrw_core.imaging.atomic import Undo
 from ..onrw_core.imaging.geometry import size_of
 from ..onrw_core.imaging.metadata import writing
 from ..onrw_core.imaging.pixels import MIN_SIDE
@@ -174,7 +175,7 @@ class SaveImageNode(MarkingNode):
         return io.NodeOutput(to_comfy(torch.stack(marked), images), ui=shown(cards, images=saved))
 
 
-def _write(place: Place, index: int, content: bytes, register: Callable[[], None]) -> Place:
+def _write(place: Place, index: int, content: bytes, register: Callable[[], Undo]) -> Place:
     """Write the file of image number `index`; returns the place, with later numbers if another file has its name."""
     while True:
         path = place.path(index)
@@ -216,16 +217,17 @@ def _free_id(ids: Registry, image: Tensor, reader: Reader) -> Message:
 
 def _register(
     ids: Registry | None, message: Message, content: bytes, image: Tensor, reading: Reading, note: str
-) -> None:
-    if ids is not None:
-        ids.add(
-            message.value,
-            file_hash=hashlib.sha256(content).hexdigest(),
-            perceptual_hash=perceptual_hash(image),
-            thumbnail=str(reading.thumbnail(image) or ""),
-            note=note,
-            own=True,
-        )
+) -> Undo:
+    if ids is None:
+        return None
+    return ids.add_for_result(
+        message.value,
+        file_hash=hashlib.sha256(content).hexdigest(),
+        perceptual_hash=perceptual_hash(image),
+        thumbnail=str(reading.thumbnail(image) or ""),
+        note=note,
+        own=True,
+    )
 
 
 def _metadata(node: type[io.ComfyNode], format: str) -> tuple[dict[str, Any], bool]:

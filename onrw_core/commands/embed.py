@@ -22,6 +22,7 @@ from .output import json_line, remark, say
 
 if TYPE_CHECKING:
     from ..extractors.base import Extractor
+    from ..imaging.atomic import Undo
     from ..payload.keys import Key
     from ..payload.message import Message
     from ..payload.registry import Registry
@@ -262,18 +263,25 @@ def run(arguments: argparse.Namespace) -> int:
         except Exception as error:
             batch.failed(source, error)
 
-    def note(result: Path, outcome: Result) -> None:
+    def note(result: Path, outcome: Result) -> Undo:
+        undo = None
         if registry:
-            register(
+            undo = register(
                 outcome.message, hashlib.sha256(outcome.content).hexdigest(), outcome.perceptual_hash, outcome.thumbnail
             )
-        if journal.holds(result):  # a folder of results
-            id = messages.name(outcome.message)
-            journal.note(result, outcome.content, outcome.digest, readable=outcome.readable, id=id)
+        try:
+            if journal.holds(result):  # a folder of results
+                id = messages.name(outcome.message)
+                journal.note(result, outcome.content, outcome.digest, readable=outcome.readable, id=id)
+        except Exception:
+            if undo is not None:
+                undo()
+            raise
+        return undo
 
-    def register(message: Message, file_hash: str, image_hash: str, thumbnail: str) -> None:
+    def register(message: Message, file_hash: str, image_hash: str, thumbnail: str) -> Undo:
         assert registry is not None
-        registry.add(
+        return registry.add_for_result(
             message.value,
             file_hash=file_hash,
             perceptual_hash=image_hash,

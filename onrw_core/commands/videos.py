@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..extractors.reading import Reading
-from ..imaging.atomic import remove_abandoned
+from ..imaging.atomic import Undo, remove_abandoned
 from ..imaging.video import SUFFIXES, VideoError, is_video, sample, transcode
 from ..payload.message import Message, bit_string, photo_id
 from ..payload.registry import Registry, perceptual_hash
@@ -114,12 +114,15 @@ def _transcoded(
     figures = _Figures()
     readings: list[Reading] = []
 
-    def note(written: Path) -> None:
+    def note(written: Path) -> Undo:
         frames = sample(written, FRAMES)
         readings.append(marker.extractor.for_bits(len(message.bits)).read(frames, marker.key))
-        if registry:
-            look, text = perceptual_hash(frames[0]), arguments.note
-            registry.add(message.value, file_hash=_digest(written), perceptual_hash=look, note=text, own=own)
+        if registry is None:
+            return None
+        look, text = perceptual_hash(frames[0]), arguments.note
+        return registry.add_for_result(
+            message.value, file_hash=_digest(written), perceptual_hash=look, note=text, own=own
+        )
 
     with Progress(source.name) as progress:
 

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 try:
     import fcntl
 except ImportError:  # Windows, where open files cannot be removed
     fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
 
-__all__ = ["are_one_file", "atomic_write", "check_writable", "is_temporary", "remove_abandoned"]
+__all__ = ["Undo", "are_one_file", "atomic_write", "check_writable", "is_temporary", "remove_abandoned"]
 
 PREFIX, SUFFIX = ".onrw-", ".tmp"
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of file systems without them
 
+Undo: TypeAlias = Callable[[], None] | None
+
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(
+    path: str | os.PathLike, *, overwrite: bool = True, commit: Callable[[Path], Undo] = lambda written: None
+) -> Iterator[BinaryIO]:
     """Open a temporary file next to `path` that replaces it, on the disk, when the block ends without an error.
 
     An error or Ctrl-C inside the block leaves `path` unchanged and removes the temporary file. Of a symbolic link, the
@@ -31,6 +36,9 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
     Args:
         path: The file.
         overwrite: Whether a file that exists at the end of the block may be replaced.
+        commit: Called with the complete file on the disk, before it gets the name `path`. If it raises, nothing is
+            written. It may return what takes its work back, which is called if the file does not get its name after
+            all.
 
     Raises:
         FileExistsError: `path` exists and must not be replaced, or is not a regular file.
@@ -42,6 +50,7 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
     # Not tempfile: its files are private (0600), an image should have the permissions of any new file. The name is
     # short, so that `path` may have the longest name of the file system.
     temporary = path.with_name(f"{PREFIX}{secrets.token_hex(6)}{SUFFIX}")
+    undo: Undo = None
     try:
         with open(temporary, "xb") as file:
             if fcntl is not None:
@@ -50,11 +59,24 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if not overwrite and path.exists():
+                raise FileExistsError(errno.EEXIST, "exists", str(path))
+            undo = commit(temporary)
         _rename(temporary, path, overwrite)
     except BaseException:
+        missing = undo is not None and not _is_there(path, temporary)
         temporary.unlink(missing_ok=True)
+        if missing and undo is not None:
+            undo()
         raise
     _sync_folder(path.parent)
+
+
+def _is_there(path: Path, temporary: Path) -> bool:
+    """Whether the content of a temporary file has its name: by an error after that, or from another process."""
+    with suppress(OSError):
+        return not temporary.exists() or filecmp.cmp(path, temporary, shallow=False)
+    return False
 
 
 def _rename(temporary: Path, path: Path, overwrite: bool) -> None:

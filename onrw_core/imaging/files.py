@@ -26,7 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from .atomic import atomic_write
+from .atomic import Undo, atomic_write
 from .formats import FORMATS, HEIF_BRANDS, open_image
 from .metadata import collect, orient, split_png, tiff_tags, writing
 from .pixels import MIN_SIDE, as_rgb
@@ -249,26 +249,22 @@ def encode(
 
 
 def write(
-    path: str | os.PathLike, content: bytes, commit: Callable[[], None] = lambda: None, *, overwrite: bool = True
+    path: str | os.PathLike, content: bytes, commit: Callable[[], Undo] = lambda: None, *, overwrite: bool = True
 ) -> None:
     """Write the result of `encode` atomically.
 
     Args:
         path: The file.
         content: Its bytes.
-        commit: Called when the bytes are on the disk, before they get the file's name. If it raises, nothing is
-            written.
+        commit: Called when the bytes are on the disk, before they get the file's name; see `atomic_write`.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
         ImageError: Not writable, or a file that must not be replaced.
     """
     try:
-        with atomic_write(path, overwrite=overwrite) as file:
+        with atomic_write(path, overwrite=overwrite, commit=lambda written: commit()) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            commit()
     except FileNotFoundError:
         raise ImageError(f"{path}: its folder does not exist; make it first") from None
     except FileExistsError:

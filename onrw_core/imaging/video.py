@@ -22,7 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .atomic import atomic_write
+from .atomic import Undo, atomic_write
 from .pixels import MIN_SIDE
 from .rounding import LEVELS, to_8bit
 
@@ -71,7 +71,7 @@ def transcode(
     *,
     crf: int = CRF,
     overwrite: bool = False,
-    commit: Callable[[Path], None] = lambda written: None,
+    commit: Callable[[Path], Undo] = lambda written: None,
 ) -> int:
     """Write a video whose frames are changed, atomically, in the format of its suffix.
 
@@ -81,7 +81,7 @@ def transcode(
         change: Frames to changed frames, one by one and in order; each (3, H, W) in [0, 1], upright.
         crf: Constant rate factor of the encoder, 0 to 51; lower is better and larger.
         overwrite: Replace an existing file.
-        commit: Called with the complete file before it gets its name. If it raises, nothing is written.
+        commit: Called with the complete file before it gets its name; see `atomic_write`.
 
     Returns:
         The number of frames.
@@ -94,12 +94,10 @@ def transcode(
     if target.suffix.lower() not in SUFFIXES:
         raise VideoError(f"{target}: unknown suffix {target.suffix!r}; use one of {', '.join(SUFFIXES)}")
     suffix = target.suffix.lower()
-    with _opened(source) as container, atomic_write(target, overwrite=overwrite) as file:
+    with _opened(source) as container, atomic_write(target, overwrite=overwrite, commit=commit) as file:
         options = _flags(container, suffix)
         with _library().open(file, "w", format=SUFFIXES[suffix][0], options=options) as output:
             count = _Transcoding(source, target, container, output, crf).run(change)
-        file.flush()
-        commit(Path(file.name))
     return count
 
 

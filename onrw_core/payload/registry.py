@@ -2,9 +2,9 @@
 
 It is one SQLite file. A row has an id, its time, hashes of the file and of the image, a thumbnail of the image, and a
 note.
-It is made only by `Registry.create`, changed only by `add`, and opened read-only for everything else, so that reading
-marks never writes. The one exception is a commit that a kill cut short: SQLite's journal beside the file takes it back,
-for which the file is opened for writing once.
+It is made only by `Registry.create`, changed only by `add` and `add_for_result`, and opened read-only for everything
+else, so that reading marks never writes. The one exception is a commit that a kill cut short: SQLite's journal beside
+the file takes it back, for which the file is opened for writing once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -151,10 +151,30 @@ class Registry:
             RegistryError: If `id` is not hexadecimal, another argument is none of its kind, another image has the id,
                 or the file cannot be written.
         """
+        details = {"file_hash": file_hash, "perceptual_hash": perceptual_hash, "thumbnail": thumbnail, "note": note}
+        return self._add(id, details, time, own)[0]
+
+    def add_for_result(self, id: str, *, own: bool = False, **details: str) -> Callable[[], None]:
+        """`add` the entry of a file that is about to get its name.
+
+        Returns:
+            What takes the entry back, if this call made it: for a file that does not get its name after all.
+        """
+        entry, made = self._add(id, details, None, own)
+
+        def take_back() -> None:
+            if made:
+                with self._open(write=True) as connection:
+                    names = COLUMNS.replace(",", " = ? AND")
+                    connection.execute(f"DELETE FROM entries WHERE {names} = ?", astuple(entry))
+
+        return take_back
+
+    def _add(self, id: str, texts: dict[str, str], time: float | None, own: bool) -> tuple[Entry, bool]:
+        """The entry, and whether this call made it."""
         when = _now() if time is None else time
         if not is_number(when) or not 0 <= when < LATEST:
             raise RegistryError(f"time: is {shown(when)}; give seconds since 1970, less than {LATEST:.0f}")
-        texts = {"file_hash": file_hash, "perceptual_hash": perceptual_hash, "thumbnail": thumbnail, "note": note}
         for name, text in texts.items():
             _check_text(name, text)
         entry = Entry(_normal(id), float(when), **texts)
@@ -162,16 +182,16 @@ class Registry:
             connection.execute("BEGIN IMMEDIATE")
             same = connection.execute(
                 f"SELECT {COLUMNS} FROM entries WHERE id = ? AND file_hash = ? AND note = ? AND file_hash != ''",
-                (entry.id, file_hash, note),
+                (entry.id, entry.file_hash, entry.note),
             ).fetchone()
             if same is not None:  # of a run that was stopped between this and its journal
-                return Entry(*same)
-            if own and _others(self._rows(connection, *self._of(id)), perceptual_hash):
+                return Entry(*same), False
+            if own and _others(self._rows(connection, *self._of(id)), entry.perceptual_hash):
                 raise RegistryError(
                     f"registry {self.path}: another image was given the id {entry.id} meanwhile; mark this one again"
                 )
             connection.execute(f"INSERT INTO entries ({COLUMNS}) VALUES (?,?,?,?,?,?)", astuple(entry))
-        return entry
+        return entry, True
 
     def lookup(self, id: str) -> list[Entry]:
         """The entries of an id, oldest first.

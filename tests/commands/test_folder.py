@@ -611,3 +611,29 @@ def test_an_id_that_is_no_candidate_is_an_error(work, capsys):
     Path("out", JOURNAL).write_text(text.replace('"id": "keyed:', '"id": "keyed:0'))
     assert run("--registry", "ids.db") == 2
     assert "cannot have given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["name", "journal"])
+def test_the_registry_has_no_entry_of_a_file_that_was_not_written(work, capsys, monkeypatch, place):
+    """Since its name was taken at the last moment, or since the journal could not be written."""
+    if place == "name":
+        link = os.link
+
+        def taken(source, target):
+            if Path(target).name == "b.png":
+                Path(target).write_bytes(b"another's")
+            link(source, target)
+
+        monkeypatch.setattr(os, "link", taken)
+    else:
+        note = Journal.note
+
+        def refused(journal, result, *rest, **more):
+            if result.name == "b.png":
+                raise OSError("no more")
+            note(journal, result, *rest, **more)
+
+        monkeypatch.setattr(Journal, "note", refused)
+    assert run("--registry", "ids.db") == 1 and "b.png" in capsys.readouterr().err
+    written = {hashlib.sha256(Path(f"out/{name}.png").read_bytes()).hexdigest() for name in "acd"}
+    assert {entry.file_hash for entry in Registry("ids.db").entries()} == written

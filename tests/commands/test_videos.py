@@ -80,7 +80,7 @@ def test_a_video_that_cannot_be_registered_is_not_written(onrw, folder, tmp_path
     def refused(*_, **__):
         raise ValueError("the registry is full")
 
-    monkeypatch.setattr(Registry, "add", refused)
+    monkeypatch.setattr(Registry, "add_for_result", refused)
     words = ("-o", tmp_path / "marked.mp4", "--id", "c0ffee", *QUICK, "--iterations", "1", "--registry", tmp_path / "a")
     code, _, err = onrw("embed", folder / "film.mp4", *words)
     assert code == 2 and "the registry is full" in err

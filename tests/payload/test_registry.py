@@ -229,3 +229,15 @@ def test_content_of_another_kind_is_damage(path, statement):
         connection.executescript(statement)
     with pytest.raises(RegistryError, match="damaged"):
         Registry(path).entries()
+
+
+def test_an_entry_is_taken_back_only_by_who_made_it(tmp_path):
+    registry = Registry.create(tmp_path / "ids.db")
+    registry.add("c0ffee", file_hash="0" * 64, note="earlier")
+    first = registry.add_for_result("c0ffee", file_hash="1" * 64, note="for Ann", own=False)
+    again = registry.add_for_result("c0ffee", file_hash="1" * 64, note="for Ann")
+    assert len(registry.entries()) == 2
+    again()
+    assert len(registry.entries()) == 2
+    first()
+    assert [entry.note for entry in registry.entries()] == ["earlier"]
