@@ -278,9 +278,10 @@ def batch(case: Case) -> str:
 
     def inverted(latents):
         samples = {"samples": case.adapter.to_latent(case.model.model, latents)}
+        model = {"model": case.model, "positive": case.positive, "negative": case.negative}
         arguments = {"method": "as preset", "inner_steps": 3, "convention": "source", **schedule}
         with torch.inference_mode():
-            return node.execute(case.model, case.positive, case.negative, samples, **arguments).args[0]
+            return node.execute(**model, latent=samples, **arguments).args[0]
 
     both, alone = inverted(pair), inverted(pair[1:])
     assert len(both) == 2 and torch.equal(both[1].latents, alone[0].latents)

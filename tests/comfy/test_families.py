@@ -165,8 +165,9 @@ def test_the_path_of_a_sampler_stands_for_the_inversion(name, families, cells, p
             "noise": noise,
             "sampled_sigmas": sigmas,
         }
+        model = {"model": case.model, "positive": case.positive, "negative": case.negative}
         with torch.inference_mode():
-            return node.execute(case.model, case.positive, case.negative, latent, **settings).args
+            return node.execute(**model, latent=latent, **settings).args
 
     empty = {"samples": torch.zeros_like(case.adapter.to_latent(case.model.model, case.latent)).repeat_interleave(2, 0)}
     with torch.inference_mode():
