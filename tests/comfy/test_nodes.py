@@ -685,10 +685,10 @@ def test_what_a_link_brings_is_checked_by_name(nodes, image, key, files, monkeyp
         ("Detect", {"image": transparent}, r"image 0 \(from 0\): has NaN"),
         ("LoadFolder", {"folder": "", "pattern": ""}, "pattern: '' matches no name"),
         ("LoadFolder", {"folder": "a\0b", "pattern": "*"}, "folder: .* is no folder"),
-        ("LoadFolder", {"folder": "a" * 300, "pattern": "*"}, "folder: .* is no folder"),
-        ("LoadInversion", {"file": "a" * 300 + ".safetensors"}, "file: .* is no inversion"),
+        ("LoadFolder", {"folder": "n" * 300, "pattern": "*"}, "folder: .* is no folder"),
+        ("LoadInversion", {"file": "n" * 300 + ".safetensors"}, "file: .* is no inversion"),
         ("LoadInversion", {"file": "a\0.safetensors"}, "file: .* is no inversion"),
-        ("Key", {"source": "file", "name": "a" * 300, "create": True}, "name: has 300 characters"),
+        ("Key", {"source": "file", "name": "n" * 300, "create": True}, "name: has 300 characters"),
         ("Key", {"source": "nowhere", "name": "a", "create": True}, "source: 'nowhere' is none of the choices"),
         ("EncodePrompt", {"clip": None, "text": "", "word": ""}, "clip: is None, because the connected node has none"),
     ):
