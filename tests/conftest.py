@@ -1,16 +1,26 @@
-"""Ctrl-C in tests, and the last lines of a test run: how many tests were skipped, and why."""
+"""Ctrl-C and threads in tests, and the last lines of a test run: how many tests were skipped, and why."""
 
 from __future__ import annotations
 
 import signal
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 
 def pytest_configure() -> None:
     """Let Ctrl-C reach the processes that tests start: a shell starts jobs in the background without it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Give each test the number of threads that the first had, whatever the commands of others were told."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.hookimpl(trylast=True)
