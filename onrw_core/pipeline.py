@@ -215,6 +215,7 @@ def embed(
         composition = spared(composed, settings.quality, extractor, bits, mix, generator, size)
     else:
         composition = composed(settings.quality)
+    heap.trim()
     held = None
     if weak:
         held = robustness(working_image(composition.image[0], size), extractor, bits)
