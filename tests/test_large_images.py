@@ -1,7 +1,6 @@
 """Images that are marked in windows: no seams, one message, bounded memory."""
 
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
@@ -48,7 +47,7 @@ def bits():
     return torch.randint(0, 2, (32,), generator=torch.Generator().manual_seed(3))
 
 
-def embedded(parts, extractor, bits, image, on_state=None, **changes):  # noqa: F811
+def embedded(parts, extractor, bits, image, on_state=None, size=SIZE[0], mask=None, **changes):  # noqa: F811
     model, autoencoder, _, positive, null = parts
     settings = Settings(start_sigma=0.2, steps=1, iterations=2, attention_weight=0.0, quality=None, target_psnr=38.0)
     return embed(
@@ -61,7 +60,8 @@ def embedded(parts, extractor, bits, image, on_state=None, **changes):  # noqa: 
         null=null,
         settings=settings.with_(**changes),
         generator=torch.Generator().manual_seed(0),
-        size=SIZE[0],
+        size=size,
+        mask=mask,
         on_state=on_state,
     )
 
@@ -211,21 +211,8 @@ def area(kind: str, height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["disk", "line", "pixel", "grains"])
 def test_nothing_outside_of_a_mask_changes_where_the_working_image_is_smaller(parts, extractor, bits, kind):  # noqa: F811
-    model, autoencoder, _, positive, null = parts
     image, mask = scene(192, 256)[0], area(kind, 192, 256)
-    marked = embed(
-        image,
-        model,
-        autoencoder,
-        extractor,
-        bits,
-        positive=positive,
-        null=null,
-        settings=Settings(start_sigma=0.2, steps=1, iterations=2, attention_weight=0.0, quality=None, target_psnr=30.0),
-        generator=torch.Generator().manual_seed(0),
-        size=96,
-        mask=mask,
-    )
+    marked = embedded(parts, extractor, bits, image, size=96, mask=mask, target_psnr=30.0)
     change = (marked.image - image).abs().amax(0)
     assert float(change[mask[0, 0] == 0].max()) == 0
     assert kind == "pixel" or float(change.max()) > 0
@@ -235,14 +222,7 @@ def test_a_mark_of_the_same_key_is_seen_at_the_size_of_the_image(parts, extracto
     image = scene(256, 320)[0]
     pattern = extractor.pattern(bits, (256, 320), pilot_share=0.7)
     image = (image + 0.02 * pattern).clamp(0, 1)
-    model, autoencoder, _, positive, null = parts
-    options = {
-        "positive": positive,
-        "null": null,
-        "generator": torch.Generator().manual_seed(0),
-        "size": 72,  # at which the pattern cannot be seen
-    }
-    settings = Settings(start_sigma=0.2, steps=1, iterations=1, attention_weight=0.0, quality=None, target_psnr=38.0)
+    size = 72  # at which the pattern cannot be seen
     with pytest.raises(AlreadyMarkedError):
-        embed(image, model, autoencoder, extractor, bits, settings=settings, **options)
-    embed(image, model, autoencoder, extractor, bits, settings=replace(settings, again=True), **options)
+        embedded(parts, extractor, bits, image, size=size)
+    embedded(parts, extractor, bits, image, size=size, again=True)
