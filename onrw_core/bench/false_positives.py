@@ -28,7 +28,7 @@ from torch import Tensor
 from ..attacks import attack, suite
 from ..extractors.keyed.pilot_search import PilotSearch, detect
 from ..extractors.keyed.reader import KEY_WEIGHT, Place, by_key, places, tiles_at
-from ..extractors.keyed.secret_layer import SecretLayer
+from ..extractors.keyed.secret_layer import SecretLayer, find_each, log10_presence_of_each
 from ..imaging.files import load
 from ..payload.keys import Key
 from .cache import generator_for, publish, write
@@ -183,18 +183,16 @@ def _readings(path: str, image: Tensor, layers: list[SecretLayer]) -> np.ndarray
         best = np.concatenate(found) + math.log10(KEY_WEIGHT)  # as if the key alone had all of the false-positive rate
     else:
         best = _best(finder, list(places(finder, None, None, path == "search")), layers)
-    return np.minimum(best, 0)
+    return np.minimum(best, 0).astype(np.float32)
 
 
 def _best(finder: PilotSearch, tried: list[Place], layers: list[SecretLayer]) -> np.ndarray:
     """The least weighted p-value of some places for each key, (keys,)."""
-    best = np.full(len(layers), np.inf, np.float32)
+    best = np.full(len(layers), np.inf)
     for place in tried:
         tiles = tiles_at(finder.views, place)[0]
-        for i, layer in enumerate(layers):
-            found = layer.find(tiles, place.tries, place.area)
-            log10_p = layer.log10_presence(found.tile, found.log_sync, found.length) - math.log10(place.weight)
-            best[i] = min(best[i], log10_p)
+        found = find_each(layers, tiles, place.tries, place.area, None if place.pilot is None else place.pilot.signed)
+        best = np.minimum(best, log10_presence_of_each(layers, found) - math.log10(place.weight))
     return best
 
 

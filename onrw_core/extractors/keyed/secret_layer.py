@@ -17,6 +17,7 @@ counts in the p-value.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from .rectify import Rectified
 from .statistics import energy_log_p, product_log_p, sync_log_p
 from .tile_average import coefficients, placed_tiles, shifted
 
-__all__ = ["BIT_COUNTS", "PERIOD", "Found", "SecretLayer"]
+__all__ = ["BIT_COUNTS", "PERIOD", "Found", "SecretLayer", "find_each", "log10_presence_of_each"]
 
 BIT_COUNTS = (32, 48, 64, 96, 128)
 PERIOD = 32  # tiles per side of the lattice of phases
@@ -131,61 +132,33 @@ class SecretLayer:
         tiles = self.without_phases(coefficients(placed.tiles), placed.row, placed.column)
         return shifted(tiles.sum((1, 2)), placed.x, placed.y)
 
-    @torch.no_grad()
     def find(self, tiles: Tensor, tries: float = 1.0, area: float = SHIFT_AREA, pilot: Tensor | None = None) -> Found:
-        """The best place of a grid of tiles among all, with each number of bits and both signs.
-
-        Args:
-            tiles: (rows, columns, 364), the content in place within the tiles.
-            tries: Alternatives that the caller chose from by the key's patterns, for the p-value.
-            area: Shifts that were tried, square pixels. If it is larger than `SHIFT_AREA`, the shift is refined by the
-                sync pattern, which a payload biases by up to a quarter of a pixel.
-            pilot: (364,), refines the shift together with the sync pattern.
-        """
-        sums = self.at_every_place(tiles)
-        sync = self.sync.to(tiles)
-        a, b = sync.chunk(2, 1)
-        length = torch.view_as_real(sums).flatten(1).square().sum(0).view(-1, 2).sum(1).sqrt().clamp_min(TINY)
-        cosines = (torch.complex(a, -b) @ sums).real / length
-        count, place = divmod(int(cosines.abs().argmax()), PERIOD**2)
-        tile = torch.cat([sums[:, place].real, sums[:, place].imag])
-        sign = math.copysign(1.0, float(cosines[count, place]))
-        x = y = torch.zeros(())
-        cosine = cosines[count, place].abs()
-        if area > SHIFT_AREA:
-            beside = None if pilot is None else (tiles.sum((0, 1)), pilot)
-            x, y, cosine = refine(sign * tile, sync[count], x, y, beside)
-        tries *= PERIOD**2 * len(BIT_COUNTS) * SIGNS
-        rough = roughness(tile[None])[0].numpy()
-        log_sync = float(sync_log_p(np.array([float(cosine)]), rough[None], DIMENSIONS, area, tries)[0])
-        return Found(
-            shifted(tile, x, y),
-            place // PERIOD,
-            place % PERIOD,
-            float(x),
-            float(y),
-            count,
-            sign < 0,
-            float(cosine),
-            log_sync,
-        )
+        """The best place of a grid of tiles among all, with each number of bits and both signs; see `find_each`."""
+        return find_each([self], tiles, tries, area, pilot)[0]
 
     def at_every_place(self, tiles: Tensor) -> Tensor:
         """The sum of tiles (rows, columns, 364) without phases, a + ib, for each place of the first: (182, 32 * 32)."""
-        z = torch.complex(*tiles.movedim(-1, 0).chunk(2))
-        if max(z.shape[1:]) > PERIOD:  # tiles that are a period apart have the same phases
-            rows, columns = (-(-side // PERIOD) for side in z.shape[1:])
-            z = F.pad(z, (0, columns * PERIOD - z.shape[2], 0, rows * PERIOD - z.shape[1]))
-            z = z.reshape(-1, rows, PERIOD, columns, PERIOD).sum((1, 3))
+        return self._summed(_spectrum(tiles))
+
+    def _summed(self, spectrum: Tensor) -> Tensor:
+        """`at_every_place` for the `_spectrum` of the tiles."""
         # t(o) = sum_x conj(L(x + o)) z(x), with L the powers of i: a correlation, by FFT for each frequency.
-        product = self._lattice_spectrum * torch.fft.fft2(z, s=(PERIOD, PERIOD)).conj()
-        return torch.fft.ifft2(product).conj_physical().flatten(1)
+        return torch.fft.fft2(self._conjugate_spectrum * spectrum, norm="forward").flatten(1)
 
     @cached_property
-    def _lattice_spectrum(self) -> Tensor:
-        """Spectra over the lattice of the powers of i, (182, 32, 32)."""
+    def _conjugate_spectrum(self) -> Tensor:
+        """Conjugate spectra over the lattice of the powers of i, (182, 32, 32)."""
         angle = self.phases.permute(2, 0, 1).float() * (math.pi / 2)
-        return torch.fft.fft2(torch.complex(angle.cos().round(), angle.sin().round()))
+        return torch.fft.fft2(torch.complex(angle.cos().round(), angle.sin().round())).conj().resolve_conj()
+
+    def _best(self, spectrum: Tensor) -> tuple[Tensor, int, int, float]:
+        """The tile (364,) with the largest cosine, its place and number of bits, and the cosine with its sign."""
+        sums = self._summed(spectrum)
+        a, b = self.sync.to(sums.real).chunk(2, 1)
+        length = torch.view_as_real(sums).flatten(1).square().sum(0).view(-1, 2).sum(1).sqrt().clamp_min(TINY)
+        cosines = (torch.complex(a, -b) @ sums).real / length
+        count, place = divmod(int(cosines.abs().argmax()), PERIOD**2)
+        return torch.cat([sums[:, place].real, sums[:, place].imag]), place, count, float(cosines[count, place])
 
     def log10_presence(self, tile: Tensor, log_sync: float, count: int) -> float:
         """Base-10 logarithm of presence: the sync pattern and the payload's energy combined.
@@ -195,12 +168,14 @@ class SecretLayer:
             log_sync: Natural logarithm of the sync pattern's p-value.
             count: Index into `BIT_COUNTS`.
         """
-        unit, num_bits = F.normalize(tile.double(), dim=0), BIT_COUNTS[count]
-        free = 1 - (self.sync @ unit).square().sum()  # energy outside of the sync patterns
-        held = (self.payload[:num_bits] @ unit).square().sum()
-        fraction = (held / free.clamp(min=1e-12)).numpy()
-        energy = energy_log_p(fraction, num_bits, DIMENSIONS - len(BIT_COUNTS))
+        energy = energy_log_p(self.held(tile, count), BIT_COUNTS[count], DIMENSIONS - len(BIT_COUNTS))
         return float(product_log_p(np.array([log_sync]), energy)[0]) / math.log(10)
+
+    def held(self, tile: Tensor, count: int) -> float:
+        """The part that the carriers have of a tile's energy outside of the sync patterns, 0 to 1."""
+        unit = F.normalize(tile.double(), dim=0)
+        free = 1 - (self.sync @ unit).square().sum()
+        return float((self.payload[: BIT_COUNTS[count]] @ unit).square().sum() / free.clamp(min=TINY))
 
     @staticmethod
     def place(key: Key, digest: bytes) -> tuple[int, int]:
@@ -212,6 +187,73 @@ class SecretLayer:
         """
         row, column = key.stream(f"{PLACE} {digest.hex()}", 2)
         return row % PERIOD, column % PERIOD
+
+
+@torch.no_grad()
+def find_each(
+    layers: Sequence[SecretLayer],
+    tiles: Tensor,
+    tries: float = 1.0,
+    area: float = SHIFT_AREA,
+    pilot: Tensor | None = None,
+) -> list[Found]:
+    """The best place of a grid of tiles for each key, among all places, with each number of bits and both signs.
+
+    Args:
+        layers: Those of the keys.
+        tiles: (rows, columns, 364), the content in place within the tiles.
+        tries: Alternatives that the caller chose from by the key's patterns, for the p-value.
+        area: Shifts that were tried, square pixels. If it is larger than `SHIFT_AREA`, the shift is refined by the
+            sync pattern, which a payload biases by up to a quarter of a pixel.
+        pilot: (364,), refines the shift together with the sync pattern.
+    """
+    spectrum = _spectrum(tiles)
+    best, places, counts, signed = zip(*(layer._best(spectrum) for layer in layers), strict=True)
+    tile, cosine = torch.stack(best), torch.tensor(signed)
+    rough, sign = roughness(tile).numpy(), cosine.sign()
+    cosine, x, y = cosine.abs(), torch.zeros(len(layers)), torch.zeros(len(layers))
+    if area > SHIFT_AREA:
+        sync = torch.stack([layer.sync[count] for layer, count in zip(layers, counts, strict=True)]).to(tile)
+        beside = None if pilot is None else (tiles.sum((0, 1)), pilot)
+        x, y, cosine = refine(sign[:, None] * tile, sync, x, y, beside)
+    tries *= PERIOD**2 * len(BIT_COUNTS) * SIGNS
+    log_sync = sync_log_p(cosine.numpy(), rough, DIMENSIONS, area, tries)
+    moved = shifted(tile, x, y)
+    return [
+        Found(
+            moved[i],
+            places[i] // PERIOD,
+            places[i] % PERIOD,
+            float(x[i]),
+            float(y[i]),
+            counts[i],
+            signed[i] < 0,
+            float(cosine[i]),
+            float(log_sync[i]),
+        )
+        for i in range(len(layers))
+    ]
+
+
+def log10_presence_of_each(layers: Sequence[SecretLayer], found: Sequence[Found]) -> np.ndarray:
+    """`SecretLayer.log10_presence` of what `find_each` found, (number of keys,)."""
+    counts = np.array([one.length for one in found])
+    held = np.array([layer.held(one.tile, one.length) for layer, one in zip(layers, found, strict=True)])
+    energy = np.empty(len(found))
+    for count in np.unique(counts):
+        chosen = counts == count
+        energy[chosen] = energy_log_p(held[chosen], BIT_COUNTS[count], DIMENSIONS - len(BIT_COUNTS))
+    return product_log_p(np.array([one.log_sync for one in found]), energy) / math.log(10)
+
+
+def _spectrum(tiles: Tensor) -> Tensor:
+    """Spectra of tiles (rows, columns, 364), a + ib, over the lattice of phases: (182, 32, 32)."""
+    z = torch.complex(*tiles.movedim(-1, 0).chunk(2))
+    if max(z.shape[1:]) > PERIOD:  # tiles that are a period apart have the same phases
+        rows, columns = (-(-side // PERIOD) for side in z.shape[1:])
+        z = F.pad(z, (0, columns * PERIOD - z.shape[2], 0, rows * PERIOD - z.shape[1]))
+        z = z.reshape(-1, rows, PERIOD, columns, PERIOD).sum((1, 3))
+    return torch.fft.fft2(z, s=(PERIOD, PERIOD))
 
 
 def _turned(tiles: Tensor, quarters: Tensor) -> Tensor:
