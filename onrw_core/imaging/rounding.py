@@ -38,7 +38,7 @@ def round_8bit(images: Tensor, straight_clamp: bool = False) -> Tensor:
 
 def to_8bit(images: Tensor) -> Tensor:
     """Images of any shape, about [0, 1], as 8-bit levels: clamped and rounded, uint8, without gradient."""
-    return (images.detach().clamp(0, 1) * LEVELS).round().to(torch.uint8)
+    return images.detach().clamp(0, 1).mul_(LEVELS).round_().to(torch.uint8)
 
 
 class _StraightThrough(torch.autograd.Function):

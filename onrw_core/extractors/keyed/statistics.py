@@ -96,7 +96,7 @@ def sync_log_p(cosine: np.ndarray, roughness: np.ndarray, dimensions: int, area:
     return np.where(expected > -30, np.log(-np.expm1(-np.exp(np.clip(expected, -30, 3)))), expected)
 
 
-def energy_log_p(fraction: np.ndarray, carriers: int, dimensions: int) -> np.ndarray:
+def energy_log_p(fraction: np.ndarray | float, carriers: int, dimensions: int) -> np.ndarray:
     """Natural logarithm of the probability that `carriers` random directions span this fraction of a tile's energy."""
     return log_beta_tail(fraction, carriers / 2, (dimensions - carriers) / 2)
 
