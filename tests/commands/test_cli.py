@@ -26,7 +26,9 @@ from onrw_core.payload.message import encode_id
 from onrw_core.stages.inversion import InversionState
 from onrw_core.stages.limits import limits
 from onrw_core.stages.noise_optimisation import PRESETS
-from onrw_core.stages.quality import Judge, Judgement
+from onrw_core.stages.quality import Judge
+
+from .. import dummies
 
 ROOT = Path(__file__).parents[2]
 SIDE = 128
@@ -56,16 +58,8 @@ def pixel_embed(image, model, autoencoder, extractor, bits, *, settings, mask, o
         loss.backward()
         optimiser.step()
         on_state(SimpleNamespace(iteration=iteration, total=16, bit_accuracy=1.0, psnr=40.0))
-    return SimpleNamespace(
-        image=marked.detach(),
-        judgement=Judgement(90.0, 2.0, 0.8),
-        psnr=40.0,
-        ssim=0.99,
-        iterations=8,
-        seconds=0.5,
-        robustness=None,
-        label=settings.label,
-    )
+    extractor.public = settings.label
+    return dummies.marked(marked.detach(), bits, extractor)
 
 
 @pytest.fixture
@@ -161,9 +155,13 @@ def test_the_label_is_stated_in_the_metadata_on_request(onrw):
 def test_the_metadata_state_the_label_that_the_image_has(onrw, monkeypatch, caplog, carried):
     """Which is that of an earlier watermark where there was one."""
     photo("photo.png")
-    monkeypatch.setattr(
-        pipeline, "embed", lambda *a, **b: SimpleNamespace(**vars(pixel_embed(*a, **b)) | {"label": carried})
-    )
+
+    def marked_before(*inputs, **options):
+        marked = pixel_embed(*inputs, **options)
+        marked.extractor.public = carried
+        return marked
+
+    monkeypatch.setattr(pipeline, "embed", marked_before)
     words = ["--key", "my.key", "--id", "1", "--label", "digitalCapture", "--write-label"]
     assert onrw("embed", "photo.png", "-o", "a.png", *words)[0] == 0
     stated = read_source_type(images.load("a.png").info.get("xmp", b""))

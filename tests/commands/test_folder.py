@@ -23,7 +23,8 @@ from onrw_core.extractors.reading import Reading
 from onrw_core.payload.keys import Key
 from onrw_core.payload.message import Decoded, decode, encode_id, photo_id
 from onrw_core.payload.registry import Registry
-from onrw_core.stages.quality import Judgement
+
+from .. import dummies
 
 NAMES = ("a", "b", "c", "d")
 KEY = Key(bytes(range(32)))
@@ -44,16 +45,7 @@ class Work:
         marked = image.clone()
         marked[0, 0, : len(bits)] = 0.0 if self.done in self.weak else bits.float()
         self.done += 1
-        return SimpleNamespace(
-            image=marked,
-            judgement=Judgement(90.0, 2.0, 0.8),
-            psnr=40.0,
-            ssim=0.99,
-            iterations=1,
-            seconds=0.1,
-            robustness=None,
-            label=None,
-        )
+        return dummies.marked(marked, bits, extractor)
 
 
 @pytest.fixture

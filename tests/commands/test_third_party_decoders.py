@@ -1,7 +1,6 @@
 """Others' decoders on the command line: converting, marking, reading; a message or nothing, and what bad files say."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from onrw_core.extractors.third_party import torchscript
 from onrw_core.extractors.third_party.hidden import HiddenExtractor
 from onrw_core.imaging import files as images
 from onrw_core.payload.keys import Key
-from onrw_core.stages.quality import Judgement
 
+from .. import dummies
 from .test_cli import onrw, photo  # noqa: F401  (onrw is a fixture)
 
 KEY = Key(bytes(range(32)))
@@ -33,16 +32,7 @@ def long(monkeypatch):
             extractor.loss((image + delta).clamp(0, 1)[None], bits).mean().backward()
             optimiser.step()
         marked = (image + delta.detach()).clamp(0, 1)
-        return SimpleNamespace(
-            image=marked,
-            judgement=Judgement(90.0, 2.0, 0.8),
-            psnr=40.0,
-            ssim=0.99,
-            iterations=40,
-            seconds=0.5,
-            robustness=None,
-            label=None,
-        )
+        return dummies.marked(marked, bits, extractor)
 
     monkeypatch.setattr(pipeline, "embed", mark)
 
