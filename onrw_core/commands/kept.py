@@ -39,13 +39,18 @@ def check_results(
 def _kept(arguments: argparse.Namespace, inputs: bool) -> Iterator[tuple[str, str]]:
     """(what it is, path) of the files that are kept."""
     for name in OPTIONS:
-        path = getattr(arguments, name, None)
-        if path and (name != "extractor" or os.path.isfile(path)):  # which may be a name, such as rivagan
-            yield f"the file of --{name.replace('_', '-')}", path
+        for path in _paths(arguments, name):
+            if name != "extractor" or os.path.isfile(path):  # which may be a name, such as rivagan
+                yield f"the file of --{name.replace('_', '-')}", path
     for name in INPUTS if inputs else ():
-        given = getattr(arguments, name, None) or []
-        for path in [given] if isinstance(given, str) else given:
+        for path in _paths(arguments, name):
             yield "an input", path
+
+
+def _paths(arguments: argparse.Namespace, name: str) -> list[str]:
+    """What is given for an argument: one, or in benchmarks several."""
+    given = getattr(arguments, name, None) or []
+    return given if isinstance(given, list) else [given]
 
 
 def _identities(path: str | os.PathLike) -> list[str | tuple[int, int]]:

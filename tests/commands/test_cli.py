@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -693,6 +694,15 @@ def test_interruption_leaves_nothing_behind(onrw, tmp_path, monkeypatch):
 
 
 # ---- the surface
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: " ".join(command.words))
+def test_the_example_of_every_command_passes_the_checks_of_arguments(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = command.example.replace("\\\n", " ").split("\n")
+    for line in lines:
+        words = shlex.split(line.strip().partition(" | ")[0])[1:]
+        cli.check_arguments(cli.build_parser(words).parse_args(words))
 
 
 def test_help_has_an_example(onrw):
