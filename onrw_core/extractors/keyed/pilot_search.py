@@ -77,7 +77,8 @@ class PilotSearch:
     def attempt(self, hypothesis: Hypothesis) -> PilotAttempt:
         """Align the pilot under a geometry that is known up to a shift and, unless `upright`, an orientation."""
         geometry = self.views.placed(hypothesis.geometry)
-        mark = read_public(self.views.tile(hypothesis.projection, geometry, hypothesis.side), hypothesis.upright)
+        tile = self.views.tile(hypothesis.projection, geometry, hypothesis.side, shared=True)
+        mark = read_public(tile, hypothesis.upright)
         moved = torch.eye(3, dtype=torch.float64)
         moved[:2, :2] = ORIENTATIONS[mark.orientation].double()
         moved[:2, 2] = torch.stack([mark.x, mark.y]).double()

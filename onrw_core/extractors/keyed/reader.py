@@ -192,7 +192,7 @@ def by_key(finder: PilotSearch, layer: SecretLayer, geometries: list[Geometry | 
 
 def tiles_at(views: Views, place: Place) -> tuple[Tensor, int, int]:
     """The coefficients of all tiles at a place, (rows, columns, 364), and the row and column of the first."""
-    rectified = views.rectified(place.projection, place.geometry, place.side)
+    rectified = views.rectified(place.projection, place.geometry, place.side, shared=True)
     placed = placed_tiles(rectified.y, rectified.x0, rectified.y0)
     return shifted(coefficients(placed.tiles[0]), placed.x, placed.y), placed.row, placed.column
 

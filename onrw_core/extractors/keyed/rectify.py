@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...imaging.geometry import Geometry
+from ...imaging.geometry import Geometry, size_of
 
 __all__ = ["Rectified", "rectify"]
 
 MAX_SIDE = 4096  # of the frame, pixels
 EXACT = 1e-9
+LOW_PASS = 0.8  # scale below which the marked frame is so much smaller that a low-pass filter comes first
+MARGIN = 8  # pixels of the marked frame, beyond which resampling uses none
 
 
 class Rectified(NamedTuple):
@@ -35,6 +37,28 @@ class Rectified(NamedTuple):
     x0: float
     y0: float
 
+    def moved(self, geometry: Geometry) -> Rectified | None:
+        """The same after a shift with or without a flip or quarter turn, which needs no resampling; None after others.
+
+        Args:
+            geometry: Maps this frame to the new one.
+        """
+        turned = _permutation(geometry)
+        if turned is None:
+            return None
+        corners = geometry.apply(_corners(*self.y.shape[-2:]) + torch.tensor([self.x0, self.y0], dtype=torch.float64))
+        x0, y0 = corners.min(0).values.tolist()
+        weight = None if self.weight is None else _permuted(self.weight, turned)
+        return Rectified(_permuted(self.y, turned), weight, x0, y0)
+
+
+def _permuted(y: Tensor, turned: Tensor) -> Tensor:
+    """Images whose axes are permuted and reversed by a signed permutation (2, 2)."""
+    if turned[0, 0] == 0:  # received x runs along marked y
+        y = y.transpose(-1, -2)
+    dims = [dim for dim, row in ((-1, 0), (-2, 1)) if turned[row].sum() < 0]
+    return y.flip(dims) if dims else y
+
 
 def rectify(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Rectified:
     """Undo `geometry`.
@@ -49,60 +73,82 @@ def rectify(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Rect
     """
     if geometry is None:
         return Rectified(y, None, 0.0, 0.0)
-    matrix = geometry.matrix / geometry.matrix[2, 2]
-    if float(matrix[2, :2].abs().max()) < EXACT:
-        linear = matrix[:2, :2]
-        turned = linear.round()
-        if float((linear - turned).abs().max()) < EXACT and abs(float(torch.linalg.det(turned))) == 1:
-            return _exact(y, matrix, turned, limit)
-    scale = math.sqrt(abs(float(torch.linalg.det(matrix[:2, :2]))))
+    if _permutation(geometry) is not None:
+        top, left = (max(0, (side - limit) // 2) for side in y.shape[-2:])
+        centre = Rectified(y[..., top : top + limit, left : left + limit], None, left, top)
+        moved = centre.moved(geometry)
+        assert moved is not None
+        return moved
+    frame = _frame(geometry, size_of(y), limit)
+    scale = math.sqrt(abs(float(torch.linalg.det(geometry.matrix[:2, :2] / geometry.matrix[2, 2]))))
     factor = min(int(0.5 / scale), *y.shape[-2:])
+    if scale < LOW_PASS:  # of a large image, resize no more than that frame
+        y, geometry = _around(y, geometry, frame, max(1, factor), MARGIN / scale)
     if factor > 1:  # of a large image, means of whole pixels suffice for the first part
         y, geometry = F.avg_pool2d(y, factor), geometry @ Geometry.scale(factor)
         scale *= factor
-    if scale < 0.8:  # the marked frame is smaller: low-pass first
+    if scale < LOW_PASS:
         height, width = y.shape[-2:]
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         y = F.interpolate(y, size=size, mode="bicubic", antialias=True, align_corners=False)
         geometry = geometry @ Geometry.scale(width / size[1], height / size[0])
-    return _resampled(y, geometry, limit)
+    return _resampled(y, geometry, frame)
 
 
 def _corners(height: int, width: int) -> Tensor:
     return torch.tensor([[0, 0], [width, 0], [0, height], [width, height]], dtype=torch.float64)
 
 
-def _exact(y: Tensor, matrix: Tensor, turned: Tensor, limit: int) -> Rectified:
-    """Signed permutations of the axes: flips, quarter turns and, with neither, crops."""
-    top, left = (max(0, (side - limit) // 2) for side in y.shape[-2:])
-    y = y[..., top : top + limit, left : left + limit]
-    corners = (_corners(*y.shape[-2:]) + torch.tensor([left, top])) @ matrix[:2, :2].T + matrix[:2, 2]
-    x0, y0 = corners.min(0).values.tolist()
-    if turned[0, 0] == 0:  # received x runs along marked y
-        y = y.transpose(-1, -2)
-        signs = (turned[0, 1], turned[1, 0])
-    else:
-        signs = (turned[0, 0], turned[1, 1])
-    dims = [dim for dim, sign in ((-1, signs[0]), (-2, signs[1])) if sign < 0]
-    return Rectified(y.flip(dims) if dims else y, None, x0, y0)
+def _permutation(geometry: Geometry) -> Tensor | None:
+    """The linear part (2, 2) of a shift with or without a flip or quarter turn; None for any other geometry."""
+    matrix = geometry.matrix / geometry.matrix[2, 2]
+    turned = matrix[:2, :2].round()
+    exact = float(matrix[2, :2].abs().max()) < EXACT and float((matrix[:2, :2] - turned).abs().max()) < EXACT
+    return turned if exact and abs(float(torch.linalg.det(turned))) == 1 else None
 
 
-def _resampled(y: Tensor, geometry: Geometry, limit: int) -> Rectified:
-    corners = geometry.apply(_corners(*y.shape[-2:]))
+class _Frame(NamedTuple):
+    """The part of the marked frame that is resampled, pixels."""
+
+    x0: float
+    y0: float
+    width: int
+    height: int
+
+
+def _frame(geometry: Geometry, size: tuple[int, int], limit: int) -> _Frame:
+    """The centre of what an image of (height, width) `size` covers."""
+    corners = geometry.apply(_corners(*size))
     # The marked frame begins at (0, 0): negative coordinates are the corners left by a rotation.
     low = corners.min(0).values.clamp(min=0).floor()
     high = corners.max(0).values.ceil()
     surplus = ((high - low - limit).clamp(min=0) / 2).ceil()
     low, high = low + surplus, high - surplus
     width, height = (int(v) for v in (high - low).clamp(min=1).tolist())
-    x0, y0 = low.tolist()
-    to_received = geometry.inverse() @ Geometry.shift(x0, y0)
-    grid = _grid(to_received, height, width, y)
+    return _Frame(*low.tolist(), width, height)
+
+
+def _around(y: Tensor, geometry: Geometry, frame: _Frame, step: int, margin: float) -> tuple[Tensor, Geometry]:
+    """The part of an image that a frame needs, from a multiple of `step` pixels on, and its geometry."""
+    corners = _corners(frame.height, frame.width) + torch.tensor([frame.x0, frame.y0])
+    corners = geometry.inverse().apply(corners)
+    extent = torch.tensor([y.shape[-1], y.shape[-2]])
+    low = ((corners.min(0).values - margin) / step).floor().clamp(min=0).long() * step
+    high = torch.minimum((corners.max(0).values + margin).ceil().long(), extent)
+    (left, top), (right, bottom) = low.tolist(), high.tolist()
+    if min(right - left, bottom - top) < step:  # outside of the image
+        return y, geometry
+    return y[..., top:bottom, left:right], geometry @ Geometry.shift(left, top)
+
+
+def _resampled(y: Tensor, geometry: Geometry, frame: _Frame) -> Rectified:
+    to_received = geometry.inverse() @ Geometry.shift(frame.x0, frame.y0)
+    grid = _grid(to_received, frame.height, frame.width, y)
     # Half a pixel inside of the edge, where interpolation uses no pixels outside of the image.
     edge = 1 - torch.tensor([1 / y.shape[-1], 1 / y.shape[-2]])
     weight = (grid.abs() <= edge.to(y)).all(-1)[:, None].to(y)
     rectified = F.grid_sample(y, grid.expand(len(y), -1, -1, -1), mode="bicubic", align_corners=False)
-    return Rectified(rectified, weight, x0, y0)
+    return Rectified(rectified, weight, frame.x0, frame.y0)
 
 
 def _grid(geometry: Geometry, height: int, width: int, like: Tensor) -> Tensor:

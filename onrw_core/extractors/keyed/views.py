@@ -63,6 +63,7 @@ class Views:
         single = self.projections[:, None]
         self._frames = single if len(images) == 1 else torch.stack([projections(each) for each in images.split(1)], 1)
         self._received: dict[tuple[int, int], Rectified] = {}
+        self._last: dict[tuple[int, int], tuple[Geometry, Rectified]] = {}
 
     def placed(self, geometry: Geometry | None, period: int = TILE) -> Geometry:
         """Moved by multiples of `period` pixels, so that the image begins in the first; None for unchanged."""
@@ -72,26 +73,31 @@ class Views:
         x, y = (-(corners.min(0).values / period).floor() * period).tolist()
         return Geometry.shift(x, y) @ geometry
 
-    def rectified(self, projection: int, geometry: Geometry, limit: int) -> Rectified:
+    def rectified(self, projection: int, geometry: Geometry, limit: int, shared: bool = False) -> Rectified:
         """The centre of the image, of at most `limit` pixels a side, rectified and whitened.
 
         Args:
             projection: Index into `projections`.
-            geometry: Received to marked. All that are shifts share the whitened image as received.
+            geometry: Received to marked. All that are shifts, flips or quarter turns share the whitened image as received.
             limit: Pixels.
+            shared: Take the view of another geometry before, if they differ in a shift, flip or quarter turn: faster,
+                and resampled at other fractions of a pixel.
         """
-        shift = geometry.matrix[:2, 2].tolist()
-        if not torch.equal(geometry.matrix, Geometry.shift(*shift).matrix):
-            return _pooled(whitened(self._frames[projection], geometry, limit))
         view = projection, min(limit, RECEIVED_SIDE)
         if view not in self._received:
             self._received[view] = _pooled(_centre(self._frames[projection], view[1]))
-        received = self._received[view]
-        return received._replace(x0=shift[0] + received.x0, y0=shift[1] + received.y0)
+        found = self._received[view].moved(geometry)
+        if found is None and shared and (projection, limit) in self._last:
+            start, last = self._last[projection, limit]
+            found = last.moved(geometry @ start.inverse())
+        if found is None:
+            found = _pooled(whitened(self._frames[projection], geometry, limit))
+            self._last[projection, limit] = geometry, found
+        return found
 
-    def tile(self, projection: int, geometry: Geometry, limit: int) -> Tensor:
+    def tile(self, projection: int, geometry: Geometry, limit: int, shared: bool = False) -> Tensor:
         """The average tile in the band, (1, 364); see `rectified`."""
-        return average_tile(self.rectified(projection, geometry, limit))
+        return average_tile(self.rectified(projection, geometry, limit, shared))
 
 
 def _mean_frame(images: Tensor) -> Tensor:
