@@ -35,7 +35,7 @@ from .imaging import files
 from .imaging.pixels import MIN_SIDE, as_rgb, opaque_area
 from .imaging.video import is_video, sample
 from .models import MINI, load_model
-from .payload.keys import Key, check_key
+from .payload.keys import Key, check_key, hidden_keys
 from .payload.message import Message, encode_id, encode_text, raw
 from .stages.noise_optimisation import PRESETS, Settings, preset_for
 from .torch_modes import in_own_modes
@@ -98,6 +98,7 @@ class MarkedImage:
         files.save(path, self.image, like=like, overwrite=overwrite)
 
 
+@hidden_keys()
 @in_own_modes
 def embed(
     image: Image,
@@ -172,6 +173,7 @@ def embed(
     return MarkedImage(marked.image.cpu(), message.bits, *figures, marked.label, original)
 
 
+@hidden_keys()
 @in_own_modes
 def extract(
     image: Image,
@@ -211,6 +213,7 @@ def extract(
     return _extractor(extractor, key).to(_usable(device)).read(pixels, key, search=search, fpr=fpr, deep=deep)
 
 
+@hidden_keys()
 @in_own_modes
 def detect(image: Image, *, fpr: float = 1e-6, search: bool = True) -> Detection:
     """Find the public layer of a watermark and its label, without a key.

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..payload.keys import redacted
-from .kept import check_results
+from .kept import check_results, sides_of
 from .output import LineFormatter, complain, one_line, remark
 
 __all__ = ["build_parser", "main"]
@@ -276,10 +276,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         if "" in (value if isinstance(value, list) else [value]):
             raise ValueError(f"{name.replace('_', '-')}: the name is empty; give a file or a folder")
     output, html, registry = (getattr(arguments, name, None) for name in ("output", "html", "registry"))
-    check_results(arguments, [("output", output)] if output else [])
-    check_results(arguments, [("html", html)] if html else [], inputs=True)
-    if registry:  # SQLite removes this file
-        check_results(arguments, [("registry: its journal", f"{registry}-journal")], inputs=True)
+    sides = sides_of(registry)
+    check_results(arguments, [("output", output)] if output else [], others=sides)
+    check_results(arguments, [("html", html)] if html else [], inputs=True, others=sides)
+    check_results(arguments, [("registry: its database", path) for _, path in sides], inputs=True)
     for name in TEXTS:
         try:
             (getattr(arguments, name, None) or "").encode()

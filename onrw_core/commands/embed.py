@@ -16,7 +16,7 @@ from ..models import load_model
 from .common import Batch, Progress, add_key, add_overwrite, add_verbose, number, p_value
 from .decoders import INPUTS, add_extractor, load_reader, reader_key
 from .folders import KEEP, plan
-from .kept import check_results
+from .kept import check_results, sides_of
 from .models import add_device, add_model, chosen_device
 from .output import json_line, remark, say
 
@@ -214,7 +214,8 @@ def run(arguments: argparse.Namespace) -> int:
     journal = Journal(Path(arguments.output), _options(arguments, key))
     planned = plan(arguments.inputs, arguments.output, arguments.overwrite, journal.expects, SUFFIXES[arguments.format])
     jobs = planned.jobs
-    check_results(arguments, [("output", result) for _, result in jobs])
+    kept = [("the folder's journal", str(journal.path)), *sides_of(arguments.registry)]
+    check_results(arguments, [("output", result) for _, result in jobs], others=kept)
     check_results(arguments, [("journal", journal.path)], inputs=True)
 
     given = _message(arguments, key, extractor.sizes)

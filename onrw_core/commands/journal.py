@@ -141,7 +141,8 @@ class Journal:
             was, now = before.get(name), self.options.get(name)
             if was != now:
                 secret = KEYED in f"{was} {now}"
-                changes.append(name if secret else f"{name} (was {was or 'not given'}, now {now or 'not given'})")
+                was, now = ("not given" if value is None else value for value in (was, now))
+                changes.append(name if secret else f"{name} (was {was}, now {now})")
         raise ValueError(
             f"output {result}: was marked with other settings: {', '.join(changes)}; give those to go on with the "
             "folder, --overwrite to mark it again, or another folder"

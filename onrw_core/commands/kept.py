@@ -10,14 +10,19 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-__all__ = ["check_results"]
+__all__ = ["check_results", "sides_of"]
 
 OPTIONS = tuple("key registry mask extractor certificate private_key".split())
 INPUTS = tuple("input inputs file".split())
+SIDES = ("-journal", "-wal", "-shm")  # of a database's name: files that SQLite writes and removes
 
 
 def check_results(
-    arguments: argparse.Namespace, results: Iterable[tuple[str, str | os.PathLike]], *, inputs: bool = False
+    arguments: argparse.Namespace,
+    results: Iterable[tuple[str, str | os.PathLike]],
+    *,
+    inputs: bool = False,
+    others: Iterable[tuple[str, str | os.PathLike]] = (),
 ) -> None:
     """Refuse results that are files of the command's options.
 
@@ -25,15 +30,24 @@ def check_results(
         arguments: Of the command.
         results: (what it is, path) of each file that is to be written.
         inputs: Refuse the images that the command reads as well, for results of another kind.
+        others: (what it is, path) of further files that are kept.
 
     Raises:
         ValueError: A result is such a file, by its name or by a link.
     """
-    kept = {identity: what for what, path in _kept(arguments, inputs) for identity in _identities(path)}
+    files = [*_kept(arguments, inputs), *others]
+    kept = {identity: what for what, path in files for identity in _identities(path)}
     for name, path in results:
         what = next((kept[each] for each in _identities(path) if each in kept), None)
         if what is not None:
             raise ValueError(f"{name} {os.fspath(path)}: is {what}, which is never replaced; name another")
+
+
+def sides_of(registry: str | None) -> list[tuple[str, str]]:
+    """(what it is, path) of the files that SQLite writes and removes beside a registry, which may be a link."""
+    return (
+        [("a file of the registry's database", os.path.realpath(registry) + side) for side in SIDES] if registry else []
+    )
 
 
 def _kept(arguments: argparse.Namespace, inputs: bool) -> Iterator[tuple[str, str]]:

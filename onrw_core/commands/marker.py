@@ -27,6 +27,7 @@ from ..models import Loaded
 from ..payload.keys import Key
 from ..payload.message import Message
 from ..payload.registry import perceptual_hash
+from ..stages.composition import resized
 from ..stages.noise_optimisation import Settings
 from ..stages.quality import Judgement, Score
 from ..stages.robustness import Robustness
@@ -264,10 +265,13 @@ class Marker:
 
 
 def load_mask(path: str) -> Mask:
-    """Load an image file as a mask: the mean of its channels."""
-    mask = images.load(path).rgb.mean(0)[None, None]
+    """Load an image file as a mask: the mean of its channels, and nothing where it is transparent."""
+    image = images.load(path)
+    mask = image.rgb.mean(0)[None, None]
+    if image.alpha is not None:
+        mask = mask * image.alpha
     if not mask.any():
-        raise ValueError(f"mask {path}: all black; paint the area of the watermark white")
+        raise ValueError(f"mask {path}: all black or transparent; paint the area of the watermark white")
     return Mask(path, mask)
 
 
@@ -278,4 +282,4 @@ def _fit(mask: Mask, rgb: Tensor, source: Path) -> Tensor:
         raise ValueError(
             f"{source}: is {width}x{height} and the mask {mask.path} {w}x{h}; give a mask of the same aspect ratio"
         )
-    return F.interpolate(mask.values, size=(height, width), mode="bilinear", align_corners=False)
+    return resized(mask.values, (height, width), "bilinear")  # of thin lines of a larger mask, something is left

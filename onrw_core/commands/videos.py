@@ -23,7 +23,7 @@ from ..payload.registry import Registry, perceptual_hash
 from ..pipeline import Marked
 from .common import Batch, Progress, p_value
 from .extract import FRAMES
-from .kept import check_results
+from .kept import check_results, sides_of
 from .marker import Marker
 from .output import json_line, say
 
@@ -50,7 +50,7 @@ def embed_videos(
         if getattr(arguments, option):
             raise ValueError(f"--{option.replace('_', '-')}: is for photos alone; leave it out for videos")
     jobs = _jobs(arguments.inputs, arguments.output, arguments.overwrite)
-    check_results(arguments, [("output", result) for _, result in jobs])
+    check_results(arguments, [("output", result) for _, result in jobs], others=sides_of(arguments.registry))
     for folder in {result.parent for _, result in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder)

@@ -84,7 +84,7 @@ def opaque_area(mask: Tensor | None, alpha: Tensor | None) -> Tensor | None:
     alpha = alpha.reshape(1, 1, *alpha.shape[-2:])
     if mask is None:
         return alpha
-    return alpha * F.interpolate(mask, size=alpha.shape[-2:], mode="bilinear", align_corners=False)
+    return alpha * F.interpolate(mask, size=alpha.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
 
 
 def check_tensor(values: object, name: str) -> None:

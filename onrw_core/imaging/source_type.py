@@ -28,6 +28,9 @@ EMPTY = (
 ).encode()
 DECLARATION = b'<?xml version="1.0" encoding="utf-8"?>'  # which packets do not have
 MOST_BYTES = 2**22  # of a packet that is parsed
+DEEPEST = 100  # levels of elements; minidom goes through them by recursion
+# The first character of a packet, "<", in encodings of two bytes; with a byte order mark before it or not.
+WIDE = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be"))
 TERM = re.compile(r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,80})/?")
 
 
@@ -80,14 +83,23 @@ def _parsed(xmp: bytes) -> minidom.Document:
     """The document of a packet.
 
     Raises:
-        ValueError: Not XML, too large, or with a document type, which XMP does not have and which may define entities.
+        ValueError: Not XML, too large, nested too deeply, or with a document type, which XMP does not have, and which
+            may define entities.
     """
-    if len(xmp) > MOST_BYTES or b"<!DOCTYPE" in xmp or b"<!ENTITY" in xmp:
-        raise ValueError("XMP: too large, or with a document type")
+    encoding = next((encoding for start, encoding in WIDE if xmp.startswith(start)), None)
     try:
-        return minidom.parseString(xmp.strip(b"\0 \t\r\n"))
+        xmp = xmp if encoding is None else xmp.decode(encoding).encode()
+        if len(xmp) > MOST_BYTES or b"<!DOCTYPE" in xmp or b"<!ENTITY" in xmp:
+            raise ValueError("too large, or with a document type")
+        document = minidom.parseString(xmp.strip(b"\0 \t\r\n"))
+        level: list[minidom.Node] = [document]
+        for _ in range(DEEPEST):
+            level = [child for node in level for child in node.childNodes]
+        if level:
+            raise ValueError("nested too deeply")
     except (ExpatError, ValueError, LookupError) as error:
         raise ValueError(f"XMP: damaged ({error})") from None
+    return document
 
 
 def _found(document: minidom.Document) -> list[tuple[str, minidom.Attr | minidom.Element]]:
@@ -99,6 +111,7 @@ def _found(document: minidom.Document) -> list[tuple[str, minidom.Attr | minidom
             found.append((attribute.value, attribute))
     for element in document.getElementsByTagNameNS(IPTC, PROPERTY):
         resource = element.getAttributeNS(RDF, "resource")
-        text = "".join(node.data for node in element.childNodes if node.nodeType == node.TEXT_NODE)
+        inside = [element, *element.getElementsByTagNameNS(RDF, "li")]  # of one value, or of a list of alternatives
+        text = "".join(node.data for each in inside for node in each.childNodes if node.nodeType == node.TEXT_NODE)
         found.append((resource or text, element))
     return found

@@ -17,13 +17,15 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..arguments import as_path, as_whole, check_type
 from ..imaging.atomic import atomic_write
 
-__all__ = ["ENVIRONMENT", "Key", "KeyFileError", "check_key", "excerpt", "redacted"]
+__all__ = ["ENVIRONMENT", "Key", "KeyFileError", "check_key", "excerpt", "hidden_keys", "redacted"]
 
 ENVIRONMENT = "ONRW_KEY"
 PREFIX = "onrw-key-1:"
@@ -35,9 +37,10 @@ REMEDY = "make one with `onrw key new -o FILE`"
 # What precedes a text in another encoding than plain UTF-8: Windows editors and PowerShell's `>` write these.
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 DIGITS = 2 * (SECRET_BYTES + CHECKSUM_BYTES)  # of a key that `new` drew
-# The text of a key, or its digits alone; a row of as many raw bits is none.
+# The text of a key, or its digits alone, also cut short: the last of them are a checksum. A row of as many raw bits is
+# none, nor are the 64 digits of a SHA-256.
 SECRET_TEXT = re.compile(
-    rf"{PREFIX}(?!\(hidden\))\S+|(?<![0-9a-f])(?![01]+(?![0-9a-f]))[0-9a-f]{{{DIGITS},}}", re.IGNORECASE
+    rf"{PREFIX}(?!\(hidden\))\S+|(?<![0-9a-f])(?![01]+(?![0-9a-f]))[0-9a-f]{{{2 * SECRET_BYTES + 1},}}", re.IGNORECASE
 )
 HIDDEN = f"{PREFIX}(hidden)"
 EXCERPT = 40  # characters
@@ -54,6 +57,7 @@ class KeyFileError(ValueError):
     """
 
     def __init__(self, reason: str, remedy: str | None = None) -> None:
+        reason = redacted(reason)  # the name of a source may be a key
         super().__init__(reason if remedy is None else f"{reason}; {remedy}")
         self.reason, self.remedy = reason, remedy
 
@@ -191,6 +195,21 @@ class Key:
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the key without revealing it."""
         return self.stream("fingerprint", 8).hex()
+
+
+@contextmanager
+def hidden_keys() -> Iterator[None]:
+    """Hides every key in the message of an error that leaves the block: it may repeat an argument."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = str(error)
+        if redacted(text) == text:
+            raise
+        if isinstance(error, OSError):  # its text is made of its attributes
+            raise OSError(redacted(text)) from None
+        error.args = (redacted(text),)
+        raise error from None
 
 
 def check_key(key: object) -> None:

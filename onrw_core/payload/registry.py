@@ -9,6 +9,7 @@ the file takes it back, for which the file is opened for writing once.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import time
@@ -24,7 +25,7 @@ from ..arguments import as_path, as_whole, check_type, is_number, shown
 from ..imaging.metrics import luminance
 from ..imaging.pixels import as_rgb
 from ..imaging.thumbnail import LIKE, Thumbnail, likeness
-from .keys import excerpt
+from .keys import excerpt, hidden_keys
 
 __all__ = ["Entry", "Registry", "RegistryError", "copied", "perceptual_hash"]
 
@@ -85,6 +86,7 @@ class Registry:
         RegistryError: If there is none, or it is damaged.
     """
 
+    @hidden_keys()
     def __init__(self, path: Path | str) -> None:
         self.path = as_path("registry", path, RegistryError)
         if not self.path.is_file():
@@ -105,6 +107,7 @@ class Registry:
                 raise RegistryError(f"registry {self.path}: damaged; {REMEDY}")
 
     @classmethod
+    @hidden_keys()
     def create(cls, path: Path | str) -> Registry:
         """Open the registry at `path`; make an empty one where there is none.
 
@@ -253,7 +256,7 @@ class Registry:
     @contextmanager
     def _connected(self, mode: str) -> Iterator[sqlite3.Connection]:
         """A connection whose changes are committed when the block ends well."""
-        journal = self.path.with_name(f"{self.path.name}-journal")
+        journal = Path(f"{os.path.realpath(self.path)}-journal")  # also where the path is a link
         if mode == "ro" and journal.is_file() and journal.stat().st_size:
             # Of a commit that goes on, or of one that was cut short; the first reader that may write takes it back.
             with self._connected("rw") as connection:

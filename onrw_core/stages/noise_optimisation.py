@@ -31,8 +31,10 @@ from ..extractors import LABELS, NO_LABEL
 from ..extractors.base import Extractor
 from ..imaging.geometry import size_of
 from ..imaging.metrics import psnr
+from ..payload.keys import hidden_keys
 from .composition import Composer, CompositionOptions
 from .constrained_denoising import SPACES, Constraint, OriginalBranch, marked_branch, original_branch
+from .inversion import METHODS
 from .inversion_record import Inversion
 from .quality import DEFAULT_QUALITY, HIGHEST, LOWEST
 from .warm_start import INITIAL_RMS, STEPS, warm_start
@@ -112,6 +114,7 @@ class Settings:
     patience: int = 12
     spare: bool = False
 
+    @hidden_keys()
     def __post_init__(self) -> None:
         for each in fields(self):
             value, (kind, *optional) = getattr(self, each.name), str(each.type).split(" | ")
@@ -129,6 +132,9 @@ class Settings:
             raise ValueError(f"space is {self.space!r}; choose one of {', '.join(SPACES)}")
         if self.mix not in MIXES:
             raise ValueError(f"mix is {self.mix!r}; choose one of {', '.join(MIXES)}")
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; choose one of {', '.join(METHODS)}")
+        _ = self.constraint, self.composing  # which check the mask and the composition
         if self.label is not None and self.label not in LABELS:
             known = ", ".join(LABELS)
             raise ValueError(f"label: is {self.label!r}; choose one of {known}, or None for no public layer")

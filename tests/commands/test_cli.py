@@ -18,6 +18,7 @@ from onrw_core import models, pipeline
 from onrw_core.attacks import MIXES
 from onrw_core.commands import cli, common, embed, output
 from onrw_core.commands.folders import KEEP
+from onrw_core.commands.marker import _fit, load_mask
 from onrw_core.imaging import files as images
 from onrw_core.imaging.source_type import read_source_type
 from onrw_core.imaging.ssimulacra2 import ssimulacra2
@@ -200,6 +201,25 @@ def test_every_photo_gets_an_id_of_its_own(onrw, tmp_path):
     first, second = map(json.loads, out.splitlines())
     assert code == 0 and first["bits"] != second["bits"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.[pj]*g")) == ["a.png", "b.jpg"]
+
+
+def test_a_mask_is_white_where_it_is_opaque_and_keeps_thin_lines(onrw):
+    photo("photo.png")
+    layer = Image.new("RGBA", (128, 128), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (32, 32, 96, 96))
+    layer.save("layer.png")
+    mask = load_mask("layer.png").values
+    assert mask.sum() == 64 * 64 and mask[..., 32:96, 32:96].min() == 1
+    layer.putalpha(0)
+    layer.save("nothing.png")
+    with pytest.raises(ValueError, match="transparent"):
+        load_mask("nothing.png")
+    for column in range(640, 645):
+        thin = Image.new("L", (1280, 1280))
+        thin.paste(255, (column, 0, column + 1, 1280))
+        thin.save("thin.png")
+        fitted = _fit(load_mask("thin.png"), torch.zeros(3, 128, 128), Path("photo.png"))
+        assert fitted.sum() == pytest.approx(12.8, rel=0.1)  # a tenth of a column of 128 pixels
 
 
 def test_mask_confines_the_mark(onrw):
@@ -530,7 +550,7 @@ def test_what_a_command_reads_is_no_result_of_it(onrw, marked, tmp_path):
     assert kept == {name: Path(name).read_bytes() for name in kept} and not Path("new.png").exists()
 
 
-@pytest.mark.parametrize("case", ["key", "link", "mask", "journal", "journal of the registry"])
+@pytest.mark.parametrize("case", ["key", "link", "mask", "journal", "ids.db-journal", "ids.db-wal", "linked-wal"])
 def test_no_result_in_a_folder_is_a_file_of_an_option(onrw, case):
     """Results in a folder have names that the command line does not show."""
     Path("in").mkdir()
@@ -549,12 +569,29 @@ def test_no_result_in_a_folder_is_a_file_of_an_option(onrw, case):
         Path("my.key").rename(kept := "out/onrw-embed.jsonl")
         words[-1] = kept
     else:
-        Path("my.key").rename(kept := "ids.db-journal")
+        Path("my.key").rename(kept := case)
+        Path("ids.db").symlink_to("linked" if case == "linked-wal" else "elsewhere.db")
+        Path("ids.db").unlink() if case != "linked-wal" else None
         words = ["in", "-o", "out", "--key", kept, "--registry", "ids.db"]
     before = Path(kept).read_bytes()
     code, out, err = onrw("embed", *words, "--id", "1", "--overwrite")
     assert code == 2 and out == "" and f"is the file of {option}" in err
     assert Path(kept).read_bytes() == before and not Path("ids.db").exists()
+
+
+def test_no_result_is_a_file_of_the_registrys_database_or_the_folders_journal(onrw, marked):
+    for side in ("-journal", "-wal", "-shm"):
+        for words in (["verify", marked, "--html"], ["embed", "photo.png", "--id", "1", "--format", "png", "-o"]):
+            code, _, err = onrw(*words, f"ids.db{side}", "--key", "my.key", "--registry", "ids.db", "--overwrite")
+            assert code == 2 and "a file of the registry's database" in err, words
+    Path("in").mkdir()
+    photo("in/a.png")
+    Path("out").mkdir()
+    Path("out/onrw-embed.jsonl").write_text("{}\n")
+    Path("out/a.png").symlink_to("onrw-embed.jsonl")
+    code, _, err = onrw("embed", "in", "-o", "out", "--key", "my.key", "--overwrite")
+    assert code == 2 and "is the folder's journal" in err
+    assert Path("out/onrw-embed.jsonl").read_text() == "{}\n" and not Path("ids.db").exists()
 
 
 def test_a_result_that_is_a_link_to_another_input_is_refused(onrw):

@@ -119,7 +119,7 @@ def test_other_settings_are_refused_by_name(work, capsys):
     for words, reason in (
         (["--iterations", "4"], "--iterations (was 3, now 4);"),
         ([], "--iterations (was 3, now not given);"),
-        (["--iterations", "3", "--seed", "1"], "--seed (was not given, now 1);"),
+        (["--iterations", "3", "--seed", "1"], "--seed (was 0, now 1);"),
         (["--iterations", "3", "--id", "c0ffee"], "--text, --id or --bits;"),
         (["--iterations", "3", "--prompt", "a cat"], "--prompt;"),
         (["--iterations", "3", "--decoder-size", "64"], "--decoder-size (was not given, now 64);"),

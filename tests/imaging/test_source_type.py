@@ -54,12 +54,32 @@ def test_packet_of_another_program(attribute, element):
         b"<a/>",
         b'<!DOCTYPE a [<!ENTITY b "c">]><x:xmpmeta xmlns:x="adobe:ns:meta/">&b;</x:xmpmeta>',
         b"<x:xmpmeta",
+        '<!DOCTYPE a><x:xmpmeta xmlns:x="adobe:ns:meta/"/>'.encode("utf-16"),
+        with_source_type(b"", AI).replace(b"</rdf:RDF>", b"<a>" * 3000 + b"</a>" * 3000 + b"</rdf:RDF>"),
     ],
 )
 def test_damaged_packets(xmp):
     assert read_source_type(xmp) is None
     with pytest.raises(ValueError, match="XMP"):
         with_source_type(xmp, AI)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings(encoding):
+    xmp = with_source_type(b"", "digitalCapture").decode().lstrip("\ufeff").encode(encoding)
+    assert read_source_type(xmp) == "digitalCapture"
+    assert read_source_type(with_source_type(xmp, AI)) == AI
+
+
+def test_a_list_of_alternatives():
+    xmp = with_source_type(b"", "digitalCapture")
+    attribute = f' Iptc4xmpExt:DigitalSourceType="{URI}"'.encode()
+    alternatives = f"<rdf:Alt><rdf:li>{URI.replace('digitalCapture', AI)}</rdf:li></rdf:Alt>"
+    listed = f"<Iptc4xmpExt:DigitalSourceType>{alternatives}</Iptc4xmpExt:DigitalSourceType>"
+    assert attribute in xmp
+    xmp = xmp.replace(attribute, b"").replace(b"/></rdf:RDF>", f">{listed}</rdf:Description></rdf:RDF>".encode())
+    assert read_source_type(xmp) == AI
+    assert read_source_type(with_source_type(xmp, "digitalCapture")) == "digitalCapture"
 
 
 @pytest.mark.parametrize("value", ["x" * 200, "a b", "<script>", "", "../.."])

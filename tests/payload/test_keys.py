@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import onrw_core
 from onrw_core.payload.keys import Key, KeyFileError, excerpt, redacted
+from onrw_core.payload.registry import Registry
+from onrw_core.stages.noise_optimisation import PRESETS
 
 SECRET = bytes(range(32))
+CHOICES = ("mix", "space", "label", "method", "composition", "mask")
 LINE = "onrw-key-1:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 
 
@@ -155,8 +159,34 @@ def test_redacted():
     assert redacted(redacted(f"'{text}' is")) == redacted(f"'{text}' is")
     assert redacted("01" * 36) == "01" * 36  # raw bits
     assert SECRET.hex()[:20] not in excerpt(text) + excerpt(text[11:]) and excerpt("x" * 50) == repr("x" * 40 + "...")
+    assert text[11:75] not in redacted(text[11:-1]) and redacted(text[11:-7]) == "onrw-key-1:(hidden)"
     digest = "0" * 64
     assert redacted(f"{digest}.png c0ffee") == f"{digest}.png c0ffee"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda text: Key.from_environment(text),
+        lambda text: Key.parse("x", text),
+        lambda text: Registry(text),
+        lambda text: onrw_core.embed(text, text="Ann", key=Key.new()),
+        lambda text: onrw_core.embed(torch.zeros(3, 64, 64), text="Ann", key=Key.new(), settings=text),
+        lambda text: onrw_core.embed(torch.zeros(3, 64, 64), text="Ann", key=Key.new(), label=text),
+        lambda text: onrw_core.embed(torch.zeros(3, 64, 64), text="Ann", key=Key.new(), extractor=text),
+        lambda text: onrw_core.embed(torch.zeros(3, 64, 64), text="Ann", key=Key.new(), model=text),
+        lambda text: onrw_core.embed(torch.zeros(3, 64, 64), text="Ann", key=Key.new(), device=text),
+        lambda text: onrw_core.extract(text, key=Key.new()),
+        lambda text: onrw_core.extract(torch.zeros(3, 64, 64), device=text, key=Key.new()),
+        lambda text: onrw_core.detect(text),
+        *(lambda text, name=name: PRESETS["quick"].with_(**{name: text}) for name in CHOICES),
+    ],
+)
+def test_errors_of_the_library_repeat_no_key(call):
+    text = Key(SECRET).text()
+    with pytest.raises((ValueError, OSError)) as caught:
+        call(text)
+    assert SECRET.hex()[:20] not in str(caught.value)
 
 
 RACE = """if True:

@@ -172,6 +172,16 @@ def test_a_kill_inside_a_commit_is_taken_back(path):
         assert not path.with_name(path.name + "-journal").exists()
 
 
+def test_a_kill_inside_a_commit_is_taken_back_through_a_link(path):
+    Registry.create(path).add("c0ffee")
+    link = path.with_name("link.db")
+    link.symlink_to(path.name)
+    for use in (Registry, Registry.create):
+        subprocess.run([sys.executable, "-c", KILLED_IN_A_COMMIT, path])
+        assert path.with_name(path.name + "-journal").stat().st_size
+        assert {entry.id for entry in use(link).entries()} == {"c0ffee"}
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_what_a_reader_cannot_take_back_is_said(path):
     Registry.create(path).add("c0ffee")

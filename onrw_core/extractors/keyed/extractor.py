@@ -132,6 +132,8 @@ class KeyedExtractor(Extractor):
         if label is None or not present.found:
             extractor = KeyedExtractor(self.key, self.num_bits, label, place)
             extractor.public = present.label if label is None else label
+            if present.found:
+                logger.warning("the image has a public layer, which stays: it can be detected without the key")
             return extractor
         if present.label is not None and present.label != label:
             logger.warning("the image has the public label %s, which is not changed to %s", present.label, label)

@@ -125,7 +125,8 @@ def _frame(geometry: Geometry, size: tuple[int, int], limit: int) -> _Frame:
     surplus = ((high - low - limit).clamp(min=0) / 2).ceil()
     low, high = low + surplus, high - surplus
     width, height = (int(v) for v in (high - low).clamp(min=1).tolist())
-    return _Frame(*low.tolist(), width, height)
+    x0, y0 = low.tolist()
+    return _Frame(x0, y0, width, height)
 
 
 def _around(y: Tensor, geometry: Geometry, frame: _Frame, step: int, margin: float) -> tuple[Tensor, Geometry]:

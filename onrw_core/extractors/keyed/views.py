@@ -78,7 +78,8 @@ class Views:
 
         Args:
             projection: Index into `projections`.
-            geometry: Received to marked. All that are shifts, flips or quarter turns share the whitened image as received.
+            geometry: Received to marked. All that are shifts, flips or quarter turns share the whitened image as
+                received.
             limit: Pixels.
             shared: Take the view of another geometry before, if they differ in a shift, flip or quarter turn: faster,
                 and resampled at other fractions of a pixel.
