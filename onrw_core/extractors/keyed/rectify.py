@@ -131,6 +131,8 @@ def _frame(geometry: Geometry, size: tuple[int, int], limit: int) -> _Frame:
 
 def _around(y: Tensor, geometry: Geometry, frame: _Frame, step: int, margin: float) -> tuple[Tensor, Geometry]:
     """The part of an image that a frame needs, from a multiple of `step` pixels on, and its geometry."""
+    if float(geometry.matrix[2, :2].abs().max()) >= EXACT:  # the frame may reach beyond the horizon
+        return y, geometry
     corners = _corners(frame.height, frame.width) + torch.tensor([frame.x0, frame.y0])
     corners = geometry.inverse().apply(corners)
     extent = torch.tensor([y.shape[-1], y.shape[-2]])

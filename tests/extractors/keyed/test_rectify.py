@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from onrw_core.extractors.keyed.rectify import rectify
 from onrw_core.imaging.geometry import Geometry
@@ -129,3 +130,19 @@ def test_shrinking_averages_noise():
     """Of white noise at half its size, less than half of the deviation is left; interpolation alone leaves .64."""
     noise = torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
     assert 0.3 < float(rectify(noise, Geometry.scale(0.5)).y.std()) < 0.5
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.3, 0.7])
+def test_the_centre_of_a_large_image_is_read_as_if_all_of_it_were_resized(monkeypatch, scale):
+    geometry = Geometry.shift(40, 40) @ Geometry.scale(scale) @ Geometry.rotation(20, (700, 900))
+    image = received(geometry, 700, 900)
+    shapes, pool, interpolate = [], F.avg_pool2d, F.interpolate
+    monkeypatch.setattr(F, "avg_pool2d", lambda y, factor: shapes.append(y.shape) or pool(y, factor))
+    monkeypatch.setattr(F, "interpolate", lambda y, **options: shapes.append(y.shape) or interpolate(y, **options))
+    found = rectify(image, geometry, 60)
+    assert max(shapes[0][-2:]) < (700 if scale > 0.1 else 901)
+    monkeypatch.setattr("onrw_core.extractors.keyed.rectify._around", lambda y, geometry, *_: (y, geometry))
+    whole = rectify(image, geometry, 60)
+    assert (found.x0, found.y0) == (whole.x0, whole.y0) and found.y.shape == whole.y.shape
+    assert torch.equal(found.weight, whole.weight) and whole.weight.mean() > 0.5
+    assert ((found.y - whole.y) * whole.weight).abs().max() < 0.02  # of -3 to 3

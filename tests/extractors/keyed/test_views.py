@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from onrw_core.extractors.keyed import views as module
 from onrw_core.extractors.keyed.band import DIMENSIONS, TILE, band_basis
 from onrw_core.extractors.keyed.views import Views, average_tile, tile_of, whitened
 from onrw_core.imaging.geometry import Geometry
@@ -77,3 +78,26 @@ def test_flat_areas_weigh_nothing():
     assert view.weight[..., 16:112, 16:144].sum() == 0 and (view.y[..., 16:112, 16:144] == 0).all()
     assert view.weight[..., 160:, 200:].min() == 1
     assert alike(average_tile(view), tile_of(luminance(IMAGE), None)) > 0.95
+
+
+@pytest.mark.parametrize("turned", ["shift", "turn", "flip"])
+def test_views_that_differ_in_a_shift_or_turn_are_shared_on_request(monkeypatch, turned):
+    image = textured(256, 256)
+    views, calls = Views(image), []
+    whiten = module.whitened
+    monkeypatch.setattr(module, "whitened", lambda *given: calls.append(given) or whiten(*given))
+    start = views.placed(Geometry.rotation(7, (256, 256)))
+    matrix = {
+        "shift": [[1, 0, 12.3], [0, 1, 40], [0, 0, 1]],
+        "turn": [[0, -1, 300], [1, 0, 5], [0, 0, 1]],
+        "flip": [[-1, 0, 400.5], [0, 1, 0], [0, 0, 1]],
+    }
+    geometry = Geometry(torch.tensor(matrix[turned], dtype=torch.float64)) @ start
+    fresh = views.tile(0, geometry, 512)
+    views.rectified(0, start, 512)
+    count = len(calls)
+    shared = views.tile(0, geometry, 512, shared=True)
+    assert len(calls) == count and alike(fresh, shared) > 0.9
+    assert torch.equal(views.tile(0, geometry, 512), fresh) and len(calls) == count + 1
+    views.tile(0, Geometry.rotation(8, (256, 256)), 512, shared=True)
+    assert len(calls) == count + 2
