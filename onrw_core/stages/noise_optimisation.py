@@ -34,7 +34,6 @@ from ..imaging.metrics import psnr
 from ..payload.keys import hidden_keys
 from .composition import Composer, CompositionOptions
 from .constrained_denoising import SPACES, Constraint, OriginalBranch, marked_branch, original_branch
-from .inversion import METHODS
 from .inversion_record import Inversion
 from .quality import DEFAULT_QUALITY, HIGHEST, LOWEST
 from .warm_start import INITIAL_RMS, STEPS, warm_start
@@ -132,8 +131,6 @@ class Settings:
             raise ValueError(f"space is {self.space!r}; choose one of {', '.join(SPACES)}")
         if self.mix not in MIXES:
             raise ValueError(f"mix is {self.mix!r}; choose one of {', '.join(MIXES)}")
-        if self.method not in METHODS:
-            raise ValueError(f"method is {self.method!r}; choose one of {', '.join(METHODS)}")
         _ = self.constraint, self.composing  # which check the mask and the composition
         if self.label is not None and self.label not in LABELS:
             known = ", ".join(LABELS)

@@ -16,7 +16,7 @@ from onrw_core.payload.registry import Registry
 from onrw_core.stages.noise_optimisation import PRESETS
 
 SECRET = bytes(range(32))
-CHOICES = ("mix", "space", "label", "method", "composition", "mask")
+CHOICES = ("mix", "space", "label", "composition", "mask")
 LINE = "onrw-key-1:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 
 
