@@ -173,7 +173,7 @@ def by_key(finder: PilotSearch, layer: SecretLayer, geometries: list[Geometry | 
     every = range(luminance + 1)
     for geometry in geometries:
         start = views.placed(geometry)
-        seen = [views.rectified(index, start, RECEIVED_SIDE) for index in every]
+        seen = [views.rectified(index, start, RECEIVED_SIDE, shared=True) for index in every]
         corner = Geometry.shift(-seen[0].x0, -seen[0].y0)
         w = torch.stack([each.y[0, 0] for each in seen])
         share = KEY_WEIGHT / len(geometries)

@@ -63,7 +63,7 @@ class Views:
         single = self.projections[:, None]
         self._frames = single if len(images) == 1 else torch.stack([projections(each) for each in images.split(1)], 1)
         self._received: dict[tuple[int, int], Rectified] = {}
-        self._last: dict[tuple[int, int], tuple[Geometry, Rectified]] = {}
+        self._last: dict[int, tuple[int, Geometry, Rectified]] = {}  # projection -> limit, geometry, view
 
     def placed(self, geometry: Geometry | None, period: int = TILE) -> Geometry:
         """Moved by multiples of `period` pixels, so that the image begins in the first; None for unchanged."""
@@ -81,19 +81,20 @@ class Views:
             geometry: Received to marked. All that are shifts, flips or quarter turns share the whitened image as
                 received.
             limit: Pixels.
-            shared: Take the view of another geometry before, if they differ in a shift, flip or quarter turn: faster,
+            shared: Take the last such view of another geometry, if they differ in a shift, flip or quarter turn: faster
                 and resampled at other fractions of a pixel.
         """
         view = projection, min(limit, RECEIVED_SIDE)
         if view not in self._received:
             self._received[view] = _pooled(_centre(self._frames[projection], view[1]))
         found = self._received[view].moved(geometry)
-        if found is None and shared and (projection, limit) in self._last:
-            start, last = self._last[projection, limit]
-            found = last.moved(geometry @ start.inverse())
+        if found is None and shared and projection in self._last:
+            of, start, last = self._last[projection]
+            found = last.moved(geometry @ start.inverse()) if of == limit else None
         if found is None:
             found = _pooled(whitened(self._frames[projection], geometry, limit))
-            self._last[projection, limit] = geometry, found
+            if shared:
+                self._last[projection] = limit, geometry, found
         return found
 
     def tile(self, projection: int, geometry: Geometry, limit: int, shared: bool = False) -> Tensor:

@@ -94,7 +94,7 @@ def test_views_that_differ_in_a_shift_or_turn_are_shared_on_request(monkeypatch,
     }
     geometry = Geometry(torch.tensor(matrix[turned], dtype=torch.float64)) @ start
     fresh = views.tile(0, geometry, 512)
-    views.rectified(0, start, 512)
+    views.rectified(0, start, 512, shared=True)
     count = len(calls)
     shared = views.tile(0, geometry, 512, shared=True)
     assert len(calls) == count and alike(fresh, shared) > 0.9
