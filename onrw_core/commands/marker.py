@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import heap, pipeline
@@ -22,6 +21,7 @@ from ..clip import Clip
 from ..extractors import NO_LABEL
 from ..extractors.base import Extractor
 from ..imaging import files as images
+from ..imaging.geometry import size_of
 from ..imaging.pixels import opaque_area
 from ..models import Loaded
 from ..payload.keys import Key
@@ -260,7 +260,7 @@ class Marker:
         """SSIMULACRA2 of pixels against the photo, in its mask."""
         mask = photo.mask
         if mask is not None:
-            mask = F.interpolate(mask, size=written.shape[-2:], mode="bilinear", align_corners=False)
+            mask = resized(mask, size_of(written), "bilinear")
         return Score(photo.image.rgb[None], mask)(written[None])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...imaging.geometry import Geometry, size_of
 
-__all__ = ["Rectified", "rectify"]
+__all__ = ["Rectified", "rectify", "signed_permutation"]
 
 MAX_SIDE = 4096  # of the frame, pixels
 EXACT = 1e-9
@@ -43,7 +43,7 @@ class Rectified(NamedTuple):
         Args:
             geometry: Maps this frame to the new one.
         """
-        turned = _permutation(geometry)
+        turned = signed_permutation(geometry)
         if turned is None:
             return None
         corners = geometry.apply(_corners(*self.y.shape[-2:]) + torch.tensor([self.x0, self.y0], dtype=torch.float64))
@@ -73,7 +73,7 @@ def rectify(y: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Rect
     """
     if geometry is None:
         return Rectified(y, None, 0.0, 0.0)
-    if _permutation(geometry) is not None:
+    if signed_permutation(geometry) is not None:
         top, left = (max(0, (side - limit) // 2) for side in y.shape[-2:])
         centre = Rectified(y[..., top : top + limit, left : left + limit], None, left, top)
         moved = centre.moved(geometry)
@@ -99,7 +99,7 @@ def _corners(height: int, width: int) -> Tensor:
     return torch.tensor([[0, 0], [width, 0], [0, height], [width, height]], dtype=torch.float64)
 
 
-def _permutation(geometry: Geometry) -> Tensor | None:
+def signed_permutation(geometry: Geometry) -> Tensor | None:
     """The linear part (2, 2) of a shift with or without a flip or quarter turn; None for any other geometry."""
     matrix = geometry.matrix / geometry.matrix[2, 2]
     turned = matrix[:2, :2].round()

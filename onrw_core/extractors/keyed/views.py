@@ -8,7 +8,7 @@ from torch import Tensor
 from ...imaging.geometry import Geometry
 from .band import TILE
 from .colour_projection import projections
-from .rectify import MAX_SIDE, Rectified, rectify
+from .rectify import MAX_SIDE, Rectified, rectify, signed_permutation
 from .spectral_flattening import BAND, flatten_spectrum
 from .tile_average import coefficients, mean_tile, shifted
 from .whitening import flat_mask, whiten
@@ -84,11 +84,13 @@ class Views:
             shared: Take the last such view of another geometry, if they differ in a shift, flip or quarter turn: faster
                 and resampled at other fractions of a pixel.
         """
-        view = projection, min(limit, RECEIVED_SIDE)
-        if view not in self._received:
-            self._received[view] = _pooled(_centre(self._frames[projection], view[1]))
-        found = self._received[view].moved(geometry)
-        if found is None and shared and projection in self._last:
+        found = None
+        if signed_permutation(geometry) is not None:
+            view = projection, min(limit, RECEIVED_SIDE)
+            if view not in self._received:
+                self._received[view] = _pooled(_centre(self._frames[projection], view[1]))
+            found = self._received[view].moved(geometry)
+        elif shared and projection in self._last:
             of, start, last = self._last[projection]
             found = last.moved(geometry @ start.inverse()) if of == limit else None
         if found is None:
