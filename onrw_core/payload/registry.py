@@ -256,8 +256,7 @@ class Registry:
     @contextmanager
     def _connected(self, mode: str) -> Iterator[sqlite3.Connection]:
         """A connection whose changes are committed when the block ends well."""
-        journal = Path(f"{os.path.realpath(self.path)}-journal")  # also where the path is a link
-        if mode == "ro" and journal.is_file() and journal.stat().st_size:
+        if mode == "ro" and self._has_journal():
             # Of a commit that goes on, or of one that was cut short; the first reader that may write takes it back.
             with self._connected("rw") as connection:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -269,6 +268,13 @@ class Registry:
                 connection.execute("COMMIT")
         finally:
             connection.close()  # without a commit, all is taken back
+
+    def _has_journal(self) -> bool:
+        """Whether a commit goes on, or was cut short."""
+        try:  # of the file itself, also where the path is a link
+            return os.stat(f"{os.path.realpath(self.path)}-journal").st_size > 0
+        except FileNotFoundError:  # asked for in one call: another process may end its commit at any time
+            return False
 
     def _explained(self, error: Exception) -> RegistryError:
         """The error with its remedy."""
