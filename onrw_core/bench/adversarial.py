@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks import parse, suite
+from ..attacks import Attack, parse, suite
 from ..commands.models import add_device, chosen_device
 from ..extractors.keyed.extractor import KeyedExtractor
 from ..extractors.keyed.pilot_search import detect
@@ -50,6 +51,8 @@ STRIPPED = ("identity", "crop=.9", "crop=.5")  # after the public layer is gone;
 TURNED = "rotation=3+resize=.94"  # the same, for the deep search: scale .97
 ORIGINALS = "onrw12"  # attacks after which an image must not be taken for a copy
 
+KINDS = ("tile", "aligned", "stripped", "further", "forged", "originals")  # of cases
+
 SURVIVES, FORGED = "should still be read", "forged if present"
 
 Record = dict[str, Any]
@@ -76,6 +79,35 @@ class Case:
     deep: bool = False
 
 
+@dataclass(frozen=True)
+class Victim:
+    """A marked photo that is attacked.
+
+    Attributes:
+        photo: The photo.
+        image: (3, H, W), marked.
+        note: Record of the mark.
+    """
+
+    photo: Photo
+    image: Tensor
+    note: Record
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image.shape[1], self.image.shape[2]
+
+    @cached_property
+    def tile(self) -> Tensor:
+        """What its tiles have in common."""
+        return estimated_tile([self.image])
+
+    def case(self, name: str, changed: Tensor, before: Tensor | None) -> Case:
+        """A case whose mark should still be read; see `Case`."""
+        return Case(name, SURVIVES, changed, before, self.note)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `onrw bench adversarial`."""
     add = parser.add_argument
@@ -83,6 +115,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--match", default="*", help="only files of this pattern")
     add("--limit", type=int, default=12, metavar="N", help="photos that are attacked (default: 12)")
     add("--pictures", type=int, nargs="+", default=[1, 2, 12], metavar="N", help="numbers of images that are averaged")
+    add(
+        "--cases", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)"
+    )
     add("--size", type=int, default=512, help="pixels of the shorter side that photos are brought to (default: 512)")
     add("--preset", choices=PRESETS, default="quick", help="of the marks (default: quick)")
     visible = parser.add_mutually_exclusive_group()
@@ -104,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     mini = load_mini(args.device)
     system = Onrw(f"ONRW {visible}", KeyedExtractor(key), settings, mini, args.size, key.fingerprint, args.device)
     adversary = Adversary(system, photos, key, args.seed, args.out)
-    rows = adversary.rows(photos[: args.limit], args.pictures, args.deep)
+    rows = adversary.rows(photos[: args.limit], args.pictures, args.cases, args.deep)
     report = {"size": args.size, "seed": args.seed, "preset": args.preset, "marks": visible, "cases": rows}
     print(table(report))
     publish(args.out / "report.json", report)
@@ -133,92 +168,111 @@ class Adversary:
             extractor = KeyedExtractor(other, system.num_bits)
             self.others.append(replace(system, name=name, extractor=extractor, fingerprint=other.fingerprint))
         self.caches = {s.name: Cache(out, s, seed) for s in (system, self.one_id, *self.others)}
+        self._estimates: dict[tuple[str, int], Tensor] = {}
 
-    def rows(self, attacked: list[Photo], pictures: list[int], deep: bool) -> list[Record]:
+    def rows(self, attacked: list[Photo], pictures: list[int], kinds: Iterable[str], deep: bool) -> list[Record]:
         """A row for each case, as `_row` gives it.
 
         Args:
             attacked: The photos that are attacked.
             pictures: Numbers of images that are averaged.
+            kinds: Of `KINDS`.
             deep: Whether to use the deep search as well.
         """
-        estimates = {
-            (which.name, count): aligned_estimate(*self._several(which, count))
-            for which in (self.system, self.one_id)
-            for count in pictures
-        }
-        tiles = {count: estimated_tile(self._several(self.system, count)[0]) for count in pictures if count > 1}
         outcomes: dict[tuple[str, str], list[Record]] = {}
         for number, photo in enumerate(attacked, 1):
             original = self._marked(self.system, photo)[0]
             registered = self.system.extractor.read(original).thumbnail(original)
-            for case in self.cases(photo, estimates, tiles, deep):
+            for case in self.cases(photo, pictures, kinds, deep):
                 record = self.outcome(photo, case, registered)
                 outcomes.setdefault((case.name, case.meaning), []).append(record)
             tell(f"{number}/{len(attacked)} {photo.name}")
         return [_row(*kind, records) for kind, records in outcomes.items()]
 
-    def cases(
-        self, photo: Photo, estimates: dict[tuple[str, int], Tensor], tiles: dict[int, Tensor], deep: bool
-    ) -> Iterator[Case]:
-        """All cases of one photo."""
+    def cases(self, photo: Photo, pictures: list[int], kinds: Iterable[str], deep: bool) -> Iterator[Case]:
+        """The marked photo, and the cases of some kinds; see `rows`."""
         image, note = self._marked(self.system, photo)
-        size = (image.shape[1], image.shape[2])
-        own = estimated_tile([image])
+        victim = Victim(photo, image, note)
+        made = {
+            "tile": lambda: self.without_tile(victim, pictures),
+            "aligned": lambda: self.without_average(victim, pictures),
+            "stripped": lambda: self.stripped(victim, deep),
+            "further": lambda: self.marked_further(victim),
+            "forged": lambda: self.forged(victim),
+            "originals": lambda: self.originals(victim),
+        }
+        yield victim.case("nothing", image, image)
+        for kind in kinds:
+            yield from made[kind]()
 
-        def survives(name: str, changed: Tensor, before: Tensor | None = image, deep: bool = False) -> Case:
-            return Case(name, SURVIVES, changed, before, note, deep)
-
-        yield survives("nothing", image)
+    def without_tile(self, victim: Victim, pictures: list[int]) -> Iterator[Case]:
+        """Less what its own tiles, and those of several images, have in common."""
+        image, size = victim.image, victim.size
         for gain in GAINS:
-            yield survives(f"own tile subtracted x{gain:g}", image - gain * tiled(own, size))
-        for count, tile in tiles.items():
-            yield survives(f"tile of {count} images subtracted x2", image - 2 * tiled(tile, size))
-        yield survives("own tiles' first component subtracted", image - rank_one(image))
+            yield victim.case(f"own tile subtracted x{gain:g}", image - gain * tiled(victim.tile, size), image)
+        for count in pictures:
+            if count > 1:
+                tile = estimated_tile(self._several(self.system, count)[0])
+                yield victim.case(f"tile of {count} images subtracted x2", image - 2 * tiled(tile, size), image)
+        yield victim.case("own tiles' first component subtracted", image - rank_one(image), image)
+
+    def without_average(self, victim: Victim, pictures: list[int]) -> Iterator[Case]:
+        """Less the average of several images, aligned by their places."""
         for decibels in PRICES:
-            for (name, count), estimate in estimates.items():
-                which = self.one_id if name == self.one_id.name else self.system
-                victim, victim_note = self._marked(which, photo)
-                part = at_place(estimate, victim, self._place(photo))
-                ids = "one id" if which is self.one_id else "an id each"
-                label = f"{count} images, {ids}, aligned, subtracted at {decibels:g} dB"
-                yield Case(label, SURVIVES, subtracted(victim, part, decibels), victim, victim_note)
+            for which, ids in ((self.system, "an id each"), (self.one_id, "one id")):
+                for count in pictures:
+                    image, note = self._marked(which, victim.photo)
+                    part = at_place(self._estimate(which, count), image, self._place(victim.photo))
+                    label = f"{count} images, {ids}, aligned, subtracted at {decibels:g} dB"
+                    yield Case(label, SURVIVES, subtracted(image, part, decibels), image, note)
 
-        subtracting = (round_8bit(image - gain * tiled(own, size)) for gain in GAINS)
+    def stripped(self, victim: Victim, deep: bool) -> Iterator[Case]:
+        """The public layer removed, and then changed."""
+        image = victim.image
+        subtracting = (round_8bit(image - gain * tiled(victim.tile, victim.size)) for gain in GAINS)
         stripped = next((each for each in subtracting if not detect(each[None]).found), None)
-        if stripped is not None:
-            for text in STRIPPED:
-                changed = parse(text)(stripped[None], self._generator(photo, text)).images[0]
-                begun = image if text == "identity" else None
-                yield survives(f"public layer subtracted, then {text}", changed, begun)
-            if deep:
-                turned = parse(TURNED)(stripped[None], self._generator(photo, TURNED)).images[0]
-                yield survives(f"public layer subtracted, then {TURNED}, deep", turned, None, True)
+        if stripped is None:
+            return
+        for text in STRIPPED:
+            changed = self._changed(victim.photo, stripped, text, text)
+            begun = image if text == "identity" else None
+            yield victim.case(f"public layer subtracted, then {text}", changed, begun)
+        if deep:
+            turned = self._changed(victim.photo, stripped, TURNED, TURNED)
+            yield replace(victim.case(f"public layer subtracted, then {TURNED}, deep", turned, None), deep=True)
 
-        again = image
+    def marked_further(self, victim: Victim) -> Iterator[Case]:
+        """Marked by further keys, once more attacked or changed meanwhile."""
+        photo, again = victim.photo, victim.image
         for number, other in enumerate(self.others, 1):
             again, _ = self._marked(other, replace(photo, image=again))
-            yield survives(f"marked by {number} further keys", again)
+            yield victim.case(f"marked by {number} further keys", again, victim.image)
         for each in suite(ORIGINALS):
-            changed = each(again[None], self._generator(photo, f"again {each}")).images[0]
-            yield survives(f"marked by {FURTHER} further keys, then {ORIGINALS}", changed, None)
+            changed = self._changed(photo, again, each, f"again {each}")
+            yield victim.case(f"marked by {FURTHER} further keys, then {ORIGINALS}", changed, None)
         for text in MEANWHILE:
-            changed = round_8bit(parse(text)(image[None], self._generator(photo, text)).images[0])
+            changed = round_8bit(self._changed(photo, victim.image, text, text))
             later = replace(photo, name=f"{photo.name}-{text.split('=')[0]}", image=changed)
             remarked, _ = self._marked(self.others[0], later)
-            yield survives(f"{text}, then marked by a further key", remarked, changed)
+            yield victim.case(f"{text}, then marked by a further key", remarked, changed)
 
-        if len(self.photos) > 1:
-            other = self.photos[(self.photos.index(photo) + 1) % len(self.photos)].image
-            for gain in GAINS:
-                pasted = other + gain * tiled(own, (other.shape[1], other.shape[2]))
-                yield Case(f"own tile pasted elsewhere x{gain:g}", FORGED, pasted, other, note)
-            for gain in COPIES:
-                label = f"high frequencies copied elsewhere x{gain:g}"
-                yield Case(label, FORGED, copied(image, other, gain), other, note)
+    def forged(self, victim: Victim) -> Iterator[Case]:
+        """Its tile or its high frequencies in another photo."""
+        if len(self.photos) == 1:
+            return
+        other = self.photos[(self.photos.index(victim.photo) + 1) % len(self.photos)].image
+        for gain in GAINS:
+            pasted = other + gain * tiled(victim.tile, (other.shape[1], other.shape[2]))
+            yield Case(f"own tile pasted elsewhere x{gain:g}", FORGED, pasted, other, victim.note)
+        for gain in COPIES:
+            label = f"high frequencies copied elsewhere x{gain:g}"
+            yield Case(label, FORGED, copied(victim.image, other, gain), other, victim.note)
+
+    def originals(self, victim: Victim) -> Iterator[Case]:
+        """Attacked only: none of them is a copy."""
         for each in suite(ORIGINALS):
-            changed = each(image[None], self._generator(photo, f"original {each}")).images[0]
-            yield survives(f"no copy: {ORIGINALS}", changed, None)
+            changed = self._changed(victim.photo, victim.image, each, f"original {each}")
+            yield victim.case(f"no copy: {ORIGINALS}", changed, None)
 
     def outcome(self, photo: Photo, case: Case, registered: Thumbnail | None) -> Record:
         """The record of a case, from the cache or newly read.
@@ -246,6 +300,16 @@ class Adversary:
                 record |= {"psnr": float(psnr(*pair)), "ssimulacra2": ssimulacra2(*pair).item()}
             cache.keep_reading(record)
         return record
+
+    def _changed(self, photo: Photo, image: Tensor, change: Attack | str, purpose: str) -> Tensor:
+        attack = parse(change) if isinstance(change, str) else change
+        return attack(image[None], self._generator(photo, purpose)).images[0]
+
+    def _estimate(self, which: Onrw, count: int) -> Tensor:
+        """The aligned average of so many images, made once."""
+        if (which.name, count) not in self._estimates:
+            self._estimates[which.name, count] = aligned_estimate(*self._several(which, count))
+        return self._estimates[which.name, count]
 
     def _several(self, which: Onrw, count: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
         """So many marked images and their places."""

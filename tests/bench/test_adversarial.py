@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from onrw_core.attacks import parse
 from onrw_core.bench import adversarial
-from onrw_core.bench.adversarial import FORGED, Adversary, table
+from onrw_core.bench.adversarial import FORGED, KINDS, Adversary, table
 from onrw_core.bench.adversary import (
     aligned_estimate,
     at_place,
@@ -83,7 +83,7 @@ def _cases(out, monkeypatch):
         monkeypatch.setattr(adversarial, name, fewer)
     photos = [Photo(name, image) for name, image in zip("ab", images, strict=True)]
     system = Pixels("ONRW", KeyedExtractor(KEY), PRESETS["fast"], SimpleNamespace(), SIDE, KEY.fingerprint)
-    rows = Adversary(system, photos, KEY, 0, out).rows(photos[:1], [1, 2], False)
+    rows = Adversary(system, photos, KEY, 0, out).rows(photos[:1], [1, 2], KINDS, False)
     return {row["case"]: row for row in rows}
 
 
