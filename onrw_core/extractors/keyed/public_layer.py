@@ -13,7 +13,8 @@ its label is, but not by whom; that takes the key.
 
 The p-value of the public layer: the pilot was drawn once from all directions of its 64 dimensions, independently of any
 image that was not marked. So its cosine with the average tile is distributed as that of a random direction
-(`statistics`), corrected for shifts, orientations, both signs and the words. docs/statistics.md has the calibration.
+(`statistics`), corrected for shifts, orientations, both signs and the words: each word has a share of the
+false-positive rate, fixed beforehand (weighted Bonferroni). docs/statistics.md has the calibration.
 """
 
 from __future__ import annotations
@@ -68,8 +69,19 @@ def _patterns() -> Tensor:
 _PATTERNS = _patterns()
 SYNC, WORDS = _PATTERNS[0], _PATTERNS[1:]
 
+KNOWN = 0.9  # of the false-positive rate: the words of this version's labels, evenly; the spare ones have the rest
 # A label is reported if a random word would be as strong in one of 10^5 pilots.
 CLEAR_LABEL = math.log(1e-5)
+
+
+def _shares() -> Tensor:
+    """Of the false-positive rate, for each word, (32,)."""
+    shares = torch.full((len(WORDS),), (1 - KNOWN) / (len(WORDS) - len(LABELS)), dtype=torch.float64)
+    shares[: len(LABELS)] = KNOWN / len(LABELS)
+    return shares
+
+
+SHARES = _shares()
 
 
 class PublicMark(NamedTuple):
@@ -79,7 +91,7 @@ class PublicMark(NamedTuple):
         orientation: Index into `alignment.ORIENTATIONS`.
         x, y: Pixels that the oriented tile was moved right and down.
         negative: Whether the image is a negative.
-        log_p: Natural logarithm of the p-value of the pilot in this tile.
+        log_p: Natural logarithm of the p-value of the pilot in this tile, all words counted.
         cosine: Of the tile's 64 coefficients and the pilot.
         word: Index into `WORDS`.
         clear: Whether the word is certain.
@@ -167,16 +179,16 @@ def read_public(tile: Tensor, upright: bool = False) -> PublicMark:
     turned = oriented(part)[0, orientation] * (1 - 2 * negative)
     x, y, _ = refine(turned, _PILOTS[word].to(tile), found.x[0, best], found.y[0, best])
     cosine, word, clear = _word(shifted(turned, x, y))
-    tries, dimensions = len(orientations) * (1 if upright else 2) * len(WORDS), len(PILOT_DIMENSIONS)
+    tries, dimensions = len(orientations) * (1 if upright else 2) / float(SHARES[word]), len(PILOT_DIMENSIONS)
     log_p = sync_log_p(np.array([cosine]), roughness(part).numpy(), dimensions, TILE * TILE, tries)
     return PublicMark(orientation, x, y, bool(negative), float(log_p[0]), cosine, word, clear)
 
 
 def _word(tile: Tensor) -> tuple[float, int, bool]:
-    """The cosine of a tile (364,) in place and its best pilot, the word, and whether that is certain."""
+    """The cosine of a tile (364,) in place and its likeliest pilot, the word, and whether that is certain."""
     unit = F.normalize(tile[PILOT_DIMENSIONS].double(), dim=0)
     sync, strengths = SYNC[PILOT_DIMENSIONS] @ unit, WORDS[:, PILOT_DIMENSIONS] @ unit
-    word = int(strengths.argmax())
-    share = float(strengths[word] ** 2 / (1 - sync**2).clamp(min=1e-12))
-    tail = log_beta_tail(share, 0.5, (len(PILOT_DIMENSIONS) - 2) / 2)[0] + math.log(len(WORDS) / 2)
-    return float(sync + strengths[word]) / math.sqrt(2), word, bool(tail <= CLEAR_LABEL)
+    share = strengths * strengths.abs() / (1 - sync**2).clamp(min=1e-12)
+    tails = log_beta_tail(share.clamp(min=0).numpy(), 0.5, (len(PILOT_DIMENSIONS) - 2) / 2) - np.log(2 * SHARES.numpy())
+    word = int(tails.argmin())
+    return float(sync + strengths[word]) / math.sqrt(2), word, bool(tails[word] <= CLEAR_LABEL)

@@ -31,7 +31,7 @@ SIDE = 32  # pixels; the band of the watermark is 1 to 5.4 cycles per block
 HOP = SIDE // 2
 ALL = SIDE // 2 + 1  # waves along a line
 BAND = 9  # waves of the band, widened by the window
-POWER = 0.9  # p
+POWER = 0.8  # p
 LEAST = 1e-3  # lower limit of the power, relative to the block's mean
 STRIP = 2000  # blocks processed together; limits the memory for large images
 

@@ -26,8 +26,8 @@ from torch import Tensor
 __all__ = ["flat_mask", "whiten"]
 
 BLOCK = 4  # pixels; the standard deviation of the kernel is 3.5 pixels
-FLOOR = 0.007  # about 2 / 255: smaller deviations are rounding noise
-CLAMP = 1.0  # in local deviations; edges carry no more of the watermark than texture
+FLOOR = 0.004  # 1 / 255: smaller deviations are rounding noise
+CLAMP = 0.5  # in local deviations; edges carry no more of the watermark than texture
 FLAT_BLOCK = 4
 FLAT_DIFFERENCE = 0.3 / 255
 
