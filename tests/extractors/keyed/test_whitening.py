@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onrw_core.extractors.keyed.whitening import BLOCK, FLOOR, flat_mask, whiten
+from onrw_core.extractors.keyed.whitening import BLOCK, CLAMP, FLOOR, flat_mask, whiten
 
 
 def reference(y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -22,7 +22,7 @@ def reference(y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     deviation = (smooth(high * high * weight) * inverse + 1e-6).sqrt()
     strength = deviation + FLOOR
     w = high / strength
-    return w / (1 + w * w).sqrt() / strength * weight
+    return w / (1 + (w / CLAMP) ** 2).sqrt() / strength * weight
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64, 96), (2, 1, 66, 71), (1, 1, 5, 130)])
