@@ -51,7 +51,7 @@ STRIPPED = ("identity", "crop=.9", "crop=.5")  # after the public layer is gone;
 TURNED = "rotation=3+resize=.94"  # the same, for the deep search: scale .97
 ORIGINALS = "onrw12"  # attacks after which an image must not be taken for a copy
 
-KINDS = ("tile", "aligned", "stripped", "further", "forged", "originals")  # of cases
+KINDS = ("tile", "aligned", "stripped", "further", "meanwhile", "forged", "originals")  # of cases
 
 SURVIVES, FORGED = "should still be read", "forged if present"
 
@@ -198,6 +198,7 @@ class Adversary:
             "aligned": lambda: self.without_average(victim, pictures),
             "stripped": lambda: self.stripped(victim, deep),
             "further": lambda: self.marked_further(victim),
+            "meanwhile": lambda: self.changed_and_marked(victim),
             "forged": lambda: self.forged(victim),
             "originals": lambda: self.originals(victim),
         }
@@ -242,7 +243,7 @@ class Adversary:
             yield replace(victim.case(f"public layer subtracted, then {TURNED}, deep", turned, None), deep=True)
 
     def marked_further(self, victim: Victim) -> Iterator[Case]:
-        """Marked by further keys, once more attacked or changed meanwhile."""
+        """Marked by further keys, and then attacked."""
         photo, again = victim.photo, victim.image
         for number, other in enumerate(self.others, 1):
             again, _ = self._marked(other, replace(photo, image=again))
@@ -250,6 +251,10 @@ class Adversary:
         for each in suite(ORIGINALS):
             changed = self._changed(photo, again, each, f"again {each}")
             yield victim.case(f"marked by {FURTHER} further keys, then {ORIGINALS}", changed, None)
+
+    def changed_and_marked(self, victim: Victim) -> Iterator[Case]:
+        """Changed, and then marked by a further key."""
+        photo = victim.photo
         for text in MEANWHILE:
             changed = round_8bit(self._changed(photo, victim.image, text, text))
             later = replace(photo, name=f"{photo.name}-{text.split('=')[0]}", image=changed)
