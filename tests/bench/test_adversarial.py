@@ -51,7 +51,7 @@ class Pixels(Onrw):
     def mark(self, photo, bits, generator):
         extractor = self.extractor.for_image(photo.image[None])
         delta = torch.zeros_like(photo.image, requires_grad=True)
-        optimiser = torch.optim.Adam([delta], 0.01)
+        optimiser = torch.optim.Adam([delta], 0.005)
         for _ in range(8):
             optimiser.zero_grad()
             extractor.loss((photo.image + delta).clamp(0, 1)[None], bits).mean().backward()
@@ -108,7 +108,7 @@ def test_without_the_public_layer_the_key_reads(cases):
 
 def test_marks_live_side_by_side(cases):
     # A half of the small image has 12 tiles, and the further mark is as strong as the first.
-    for name, least in (("marked by 1 further keys", 0.9), ("crop=.5, then marked by a further key", 0.8)):
+    for name, least in (("marked by 1 further keys", 0.95), ("crop=.5, then marked by a further key", 0.9)):
         assert cases[name]["present"] == 1 and cases[name]["bit_accuracy"] > least, name
     assert cases["marked by 1 further keys, then onrw12"]["n"] == 2
 
