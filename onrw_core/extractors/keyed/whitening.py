@@ -12,7 +12,10 @@ The local mean is a linear map S, so the gradient is computed with its transpose
 differentiation.
 
 Small windows and a hard clamp reduce the contribution of the image to the average tile: its edges are the main
-interference where there are few tiles.
+interference where there are few tiles. Clamp, floor and the power of `spectral_flattening` were chosen on seven mosaics
+of training photos, 512 px, quality 90, preset fast, marked and read with the same values. From 1, .007, .9 to .5, .004,
+.8, the bits of eight crops to a tenth rose from 96.0 to 97.0 %, and the pilot's cosine from .69 to .74; JPEG 40 and
+noise .06 went from 99.7 and 99.4 to 99.1 % (three bits of 672).
 """
 
 from __future__ import annotations
