@@ -169,6 +169,7 @@ class Adversary:
             self.others.append(replace(system, name=name, extractor=extractor, fingerprint=other.fingerprint))
         self.caches = {s.name: Cache(out, s, seed) for s in (system, self.one_id, *self.others)}
         self._estimates: dict[tuple[str, int], Tensor] = {}
+        self._tiles: dict[int, Tensor] = {}
 
     def rows(self, attacked: list[Photo], pictures: list[int], kinds: Iterable[str], deep: bool) -> list[Record]:
         """A row for each case, as `_row` gives it.
@@ -213,7 +214,7 @@ class Adversary:
             yield victim.case(f"own tile subtracted x{gain:g}", image - gain * tiled(victim.tile, size), image)
         for count in pictures:
             if count > 1:
-                tile = estimated_tile(self._several(self.system, count)[0])
+                tile = self._common_tile(count)
                 yield victim.case(f"tile of {count} images subtracted x2", image - 2 * tiled(tile, size), image)
         yield victim.case("own tiles' first component subtracted", image - rank_one(image), image)
 
@@ -315,6 +316,12 @@ class Adversary:
         if (which.name, count) not in self._estimates:
             self._estimates[which.name, count] = aligned_estimate(*self._several(which, count))
         return self._estimates[which.name, count]
+
+    def _common_tile(self, count: int) -> Tensor:
+        """What the tiles of so many images have in common, made once."""
+        if count not in self._tiles:
+            self._tiles[count] = estimated_tile(self._several(self.system, count)[0])
+        return self._tiles[count]
 
     def _several(self, which: Onrw, count: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
         """So many marked images and their places."""
