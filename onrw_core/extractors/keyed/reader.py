@@ -87,6 +87,7 @@ class Place:
         tries: Alternatives that it was chosen from by the key.
         area: Shifts that it was chosen from by the key, square pixels.
         pilot: The public layer there, where it put the tiles: its p-value takes no part in the key's.
+        by_key: Whether the key alone found it, as a shift of the unsearched image.
     """
 
     projection: int
@@ -97,6 +98,7 @@ class Place:
     tries: float = 1.0
     area: float = SHIFT_AREA
     pilot: PublicMark | None = None
+    by_key: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def by_key(finder: PilotSearch, layer: SecretLayer, geometries: list[Geometry | 
                 place = views.placed(peak.geometry @ corner @ start)
                 weight, tries = share * part / (count * len(indices)), float(len(orientations))
                 for index in indices:
-                    yield Place(index, place, weight, RECEIVED_SIDE, False, tries, AREA / PERIOD**2)
+                    yield Place(index, place, weight, RECEIVED_SIDE, False, tries, AREA / PERIOD**2, by_key=True)
 
 
 def tiles_at(views: Views, place: Place) -> tuple[Tensor, int, int]:
@@ -356,6 +358,10 @@ def read(
     def holds(attempt: Attempt, times: float) -> bool:
         return attempt.total_log10_p <= times * limit
 
+    def is_final(attempt: Attempt) -> bool:
+        # The key found it, and a refinement leaves it as it is: a search for the pilot will not find a better geometry.
+        return attempt.place.by_key and holds(attempt, 1) and attempts.refine(attempt, RECEIVED_SIDE).still
+
     tried_places: Iterator[Place] = places(finder, layer, size, search)
     if at is not None:
         count = len(finder.views.projections)
@@ -378,7 +384,7 @@ def read(
             best = attempt
         if likeliest is None or attempt.likely < likeliest.likely:
             likeliest = attempt
-        if holds(best, CLEAR):
+        if holds(best, CLEAR) or (best is attempt and is_final(best)):
             break
     assert best is not None and likeliest is not None
     log10_p = best.total_log10_p

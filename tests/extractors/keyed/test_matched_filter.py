@@ -56,6 +56,16 @@ def test_the_shift_has_no_bias(index):
     assert float(torch.stack(errors).mean(0).abs().max()) < 0.5
 
 
+def test_a_weak_mark_that_the_key_finds_is_not_searched_for(monkeypatch):
+    stages = []
+    monkeypatch.setattr(reader, "searched", lambda *_: (stages.append(number) or [] for number in range(3)))
+    grain = 0.5 + 0.03 * torch.randn(1, 3, 230, 230, generator=torch.Generator().manual_seed(1))
+    marked = (grain + 0.002 * EXTRACTOR.pattern(BITS, (230, 230))).clamp(0, 1)[0]
+    reading = EXTRACTOR.read(marked[:, 21:, 37:])
+    assert -18 < reading.log10_p < -6 and not reading.searched
+    assert stages == [0]
+
+
 def test_the_deep_search_reads_small_rotations_and_scales_without_a_pilot(monkeypatch):
     monkeypatch.setattr(reader, "searched", lambda *_: iter(()))  # there is no pilot to be found
     monkeypatch.setattr(reader, "DEEP_ANGLES", [-2.0, 2.86])
