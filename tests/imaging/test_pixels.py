@@ -106,3 +106,6 @@ def test_transparent_areas_are_not_marked():
     assert opaque_area(None, None) is None and opaque_area(None, torch.ones(1, 2, 2)) is None
     assert opaque_area(None, alpha).tolist() == [[alpha.tolist()]]
     assert opaque_area(torch.full((1, 1, 4, 4), 0.5), alpha).tolist() == [[[[0.0, 0.25], [0.5, 0.5]]]]
+    thin = torch.zeros(1, 1, 16, 16)
+    thin[..., 6] = 1  # a line between the samples of a smaller image
+    assert opaque_area(thin, torch.tensor([[0.0, 1.0], [1.0, 1.0]])).sum() > 0

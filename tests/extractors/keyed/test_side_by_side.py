@@ -60,6 +60,8 @@ def test_windows_continue_the_pattern(marked):
     assert torch.allclose(window.frame.apply(torch.zeros(2)), second.frame.apply(torch.tensor([128.0, 64.0])))
 
 
-def test_without_a_public_layer_nothing_is_taken(marked):
-    second = SECOND.for_image(marked, None)
+def test_without_a_public_layer_nothing_is_taken(marked, caplog):
+    with caplog.at_level(logging.WARNING):
+        second = SECOND.for_image(marked, None)
     assert second.frame is None and second.label is None
+    assert "public layer, which stays" in caplog.text
