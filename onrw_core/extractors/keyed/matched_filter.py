@@ -93,10 +93,13 @@ def peaks(w: Tensor, layer: SecretLayer, keep: int, orientations: Tensor = ORIEN
         spectrum = torch.fft.rfft2(_oriented(sampled, orientation)).conj()
         for count in range(len(BIT_COUNTS)):
             surface = torch.fft.irfft2(templates[count] * spectrum, s=(SIDE, SIDE))
-            height, index = surface.abs().flatten().max(0)
-            found.append((float(height / surface.square().mean().sqrt()), orientation, divmod(int(index), SIDE)))
-    found.sort(key=lambda peak: -peak[0])
-    return [Peak(_geometry(orientation, *lag), height) for height, orientation, lag in found[:keep]]
+            low, high = (float(value) for value in surface.aminmax())
+            height = max(-low, high) / float(torch.linalg.vector_norm(surface)) * SIDE
+            if len(found) < keep or height > found[-1][0]:  # finding the place takes longer than the height
+                index = int(surface.argmax() if high > -low else surface.argmin())
+                found.append((height, orientation, divmod(index, SIDE)))
+                found = sorted(found, key=lambda peak: -peak[0])[:keep]
+    return [Peak(_geometry(orientation, *lag), height) for height, orientation, lag in found]
 
 
 def _geometry(orientation: Tensor, row: int, column: int) -> Geometry:
