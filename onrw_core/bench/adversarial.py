@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -49,9 +50,11 @@ FURTHER = 3  # marks of other keys on top
 MEANWHILE = ("crop=.5", "rotation=3", "resize=.64")  # changes of a marked image before it is marked again
 STRIPPED = ("identity", "crop=.9", "crop=.5")  # after the public layer is gone; a crop shifts the tiles
 TURNED = "rotation=3+resize=.94"  # the same, for the deep search: scale .97
+QUESTIONS = 6  # to a reader who says whether he finds a watermark
+ASKED = {"noise": (0.02, 1.0), "blur": (1.0, 30.0), "jpeg": (80.0, 1.0)}  # weakest and strongest change between them
 ORIGINALS = "onrw12"  # attacks after which an image must not be taken for a copy
 
-KINDS = ("tile", "aligned", "stripped", "further", "meanwhile", "forged", "originals")  # of cases
+KINDS = ("tile", "aligned", "stripped", "further", "meanwhile", "asked", "forged", "originals")  # of cases
 
 SURVIVES, FORGED = "should still be read", "forged if present"
 
@@ -200,6 +203,7 @@ class Adversary:
             "stripped": lambda: self.stripped(victim, deep),
             "further": lambda: self.marked_further(victim),
             "meanwhile": lambda: self.changed_and_marked(victim),
+            "asked": lambda: self.asked(victim),
             "forged": lambda: self.forged(victim),
             "originals": lambda: self.originals(victim),
         }
@@ -262,6 +266,19 @@ class Adversary:
             remarked, _ = self._marked(self.others[0], later)
             yield victim.case(f"{text}, then marked by a further key", remarked, changed)
 
+    def asked(self, victim: Victim) -> Iterator[Case]:
+        """Changed about as little as makes a reader say that there is nothing, by bisection of the strength."""
+        for name, ends in ASKED.items():
+            kept, lost = (math.log(end) for end in ends)
+            for _ in range(QUESTIONS):
+                middle = (kept + lost) / 2
+                if self.system.extractor.read(self._at(victim, name, middle)).detected:
+                    kept = middle
+                else:
+                    lost = middle
+            label = f"reader asked {QUESTIONS} times, {name}"
+            yield victim.case(label, self._at(victim, name, lost), victim.image)
+
     def forged(self, victim: Victim) -> Iterator[Case]:
         """Its tile or its high frequencies in another photo."""
         if len(self.photos) == 1:
@@ -310,6 +327,12 @@ class Adversary:
     def _changed(self, photo: Photo, image: Tensor, change: Attack | str, purpose: str) -> Tensor:
         attack = parse(change) if isinstance(change, str) else change
         return attack(image[None], self._generator(photo, purpose)).images[0]
+
+    def _at(self, victim: Victim, name: str, log_strength: float) -> Tensor:
+        """Changed by an attack of this strength."""
+        strength = math.exp(log_strength)
+        text = f"{name}={round(strength) if name == 'jpeg' else format(strength, '.3g')}"
+        return round_8bit(self._changed(victim.photo, victim.image, text, name))
 
     def _estimate(self, which: Onrw, count: int) -> Tensor:
         """The aligned average of so many images, made once."""

@@ -65,6 +65,8 @@ FEWER = {
     "PRICES": (36.0,),
     "MEANWHILE": ("crop=.5",),
     "STRIPPED": ("crop=.9",),
+    "ASKED": {"jpeg": (90.0, 1.0)},
+    "QUESTIONS": 3,
     "FURTHER": 1,
     "suite": lambda name: [parse("jpeg=80"), parse("crop=.5")],
 }
@@ -104,6 +106,11 @@ def test_without_the_public_layer_the_key_reads(cases):
     assert cases["nothing"]["public"] == 1
     stripped = cases["public layer subtracted, then crop=.9"]
     assert stripped["present"] == 1 and stripped["public"] == 0 and stripped["psnr"] is None
+
+
+def test_a_reader_that_answers_is_asked_how_much_it_takes(cases):
+    case = cases["reader asked 3 times, jpeg"]
+    assert case["present"] == 0 and 20 < case["psnr"] < 40
 
 
 def test_marks_live_side_by_side(cases):
