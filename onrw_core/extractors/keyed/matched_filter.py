@@ -87,8 +87,8 @@ def peaks(w: Tensor, layer: SecretLayer, keep: int, orientations: Tensor = ORIEN
         keep: Number of peaks.
         orientations: Some of `ORIENTATIONS`.
     """
-    templates, found = _templates(layer), []
-    sampled = _sampled(w)
+    templates, sampled = _templates(layer), _sampled(w)
+    found: list[tuple[float, Tensor, tuple[int, int]]] = []
     for orientation in orientations:
         spectrum = torch.fft.rfft2(_oriented(sampled, orientation)).conj()
         for count in range(len(BIT_COUNTS)):
