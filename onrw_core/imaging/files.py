@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .atomic import Undo, atomic_write
 from .formats import FORMATS, HEIF_BRANDS, open_image
-from .metadata import collect, orient, split_png, tiff_tags, writing
+from .metadata import collect, orient, split_png, with_chunks, writing
 from .pixels import MIN_SIDE, as_rgb
 from .rounding import LEVELS, to_8bit
 from .source_type import read_source_type, with_source_type
@@ -78,8 +78,9 @@ class DecodedImage:
     Attributes:
         rgb: (3, H, W), float32, multiples of 1/255, upright.
         alpha: (1, H, W) likewise, or None.
-        info: Metadata that `save` keeps: "exif", "xmp", "iptc", "icc_profile" and "comment" (bytes), "dpi" (x, y),
-            "chunks" and "tones" (PNG chunks, unchanged); "dropped" names metadata that cannot be kept.
+        info: Metadata that `save` keeps: "exif", "xmp", "iptc", "photoshop", "icc_profile" and "comment" (bytes), "dpi"
+            (x, y), "xmp_extension" (JPEG segments, unchanged), "chunks" and "tones" (PNG chunks, unchanged); "dropped"
+            names metadata that cannot be kept.
         format: Pillow's name of the file format, "" without a file.
         mode: Pillow's mode of the pixels in the file, such as "L" or "RGBA".
         lossless: Whether the file is losslessly compressed.
@@ -154,7 +155,7 @@ def load(path: str | os.PathLike, content: bytes | None = None, *, max_pixels: i
             warnings.simplefilter("ignore")
             with open_image(io.BytesIO(pixels)) as image:
                 _check(path, image, max_pixels)
-                return _decode(path, image, chunks, _lossless(image.format or "", content))
+                return _decode(path, image, chunks, content)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -175,7 +176,7 @@ def from_pil(image: Image.Image) -> DecodedImage:
     """
     name = Path(getattr(image, "filename", "") or "image")
     _check(name, image)
-    return replace(_decode(name, image, [], lossless=True), path=None)
+    return replace(_decode(name, image, [], b""), path=None, lossless=True)
 
 
 def save(
@@ -237,15 +238,13 @@ def encode(
         logger.warning("%s: %s does not support these of the input, which are lost: %s", path, kind, ", ".join(lost))
     try:
         if kind == "TIFF":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of damaged Exif
-                return encode_tiff(levels, tiff_tags(info), info.get("dpi"))
+            return encode_tiff(levels, **options)
         content = io.BytesIO()
         lossless = quality == 100 or (like is not None and like.format == "WEBP" and like.lossless)
         Image.fromarray(levels).save(content, kind, **_options(kind, quality, lossless), **options)
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be written ({error})") from error
-    return content.getvalue()
+    return with_chunks(content.getvalue(), info) if kind == "PNG" else content.getvalue()
 
 
 def write(
@@ -375,13 +374,12 @@ def _lossless(kind: str, content: bytes) -> bool:
     return False
 
 
-def _decode(path: Path, image: Image.Image, chunks: list, lossless: bool) -> DecodedImage:
+def _decode(path: Path, image: Image.Image, chunks: list, content: bytes) -> DecodedImage:
     kind, mode = image.format or "", image.mode
     image.load()
-    info = collect(image, chunks)
+    info = collect(image, chunks, content)
     upright = _to_rgb(path, orient(image, info), info)
-    if "tones" in info and mode in ("L", "LA", "1"):
-        info["tones"] = [chunk for chunk in info["tones"] if chunk[0] != b"cICP"]  # describes grey, not RGB
+    lossless = _lossless(kind, content)
     pixels = torch.from_numpy(np.stack([np.asarray(band) for band in upright.split()])).float().div_(LEVELS)
     alpha = pixels[3:] if len(pixels) == 4 else None
     return DecodedImage(pixels[:3], alpha, info, "JPEG" if kind == "MPO" else kind, mode, lossless, path)

@@ -1,38 +1,61 @@
 """Metadata of image files, read from and written to each format.
 
-Exif, XMP, IPTC and colour profile exist in several formats, text chunks in PNG alone. Text chunks are kept unchanged,
-including repeated keywords, translations and large texts; only Exif, XMP and IPTC in such chunks are extracted, since
+Exif, XMP, IPTC and colour profile exist in several formats, text chunks in PNG alone. Chunks are kept unchanged,
+including repeated keywords, translations and large texts; only Exif, XMP and IPTC in text chunks are extracted, since
 they may contain the orientation. Metadata that a format does not support is returned by name.
 
-References: PNG specification (11.3.3), Exif 2.32, XMP specification part 3, IPTC IIM 4.2, Adobe Photoshop file formats
-(image resource 0x0404), TIFF 6.0.
+References: PNG specification (11.3), Exif 2.32, XMP specification part 3, IPTC IIM 4.2, Adobe Photoshop file formats
+(image resources), TIFF 6.0.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-__all__ = ["collect", "orient", "split_png", "tiff_tags", "writing"]
+from . import tiff
+from .source_type import encoding_of
 
-ORIENTATION = 274
-EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965
-DIRECTORIES = (EXIF, GPS)
-# Tags kept of a TIFF directory: description, make, model, software, date, artist, copyright, and the Exif and GPS
-# directories. The others describe the layout of the file.
-KEPT_TIFF_TAGS = (270, 271, 272, 305, 306, 315, 33432, *DIRECTORIES)
+__all__ = ["collect", "orient", "split_png", "with_chunks", "writing"]
+
+ORIENTATION, RESOLUTION_UNIT, RESOLUTIONS = 274, 296, (282, 283)
 TIFF_XMP, TIFF_IPTC, TIFF_PHOTOSHOP, TIFF_ICC = 700, 33723, 34377, 34675
+APART = (TIFF_XMP, TIFF_IPTC, TIFF_PHOTOSHOP, TIFF_ICC)  # read and written as in the other formats
+# Tags of a TIFF directory that describe how the pixels of a file are stored. Each file has its own.
+LAYOUT = {
+    *range(254, 260),  # kind of image, size, bits, compression
+    *range(262, 267),  # colours of a pixel, halftones, bit order
+    *(273, 274, 277, 278, 279, 280, 281, 282, 283, 284, 288, 289, 290, 291, 292, 293, 296, 317),
+    *range(320, 329),  # palette, halftones, tiles, lines of a fax
+    *(332, 334, 336, 338, 339, 340, 341, 342, 346, 347, 433, 559),  # inks, further channels, kind of numbers
+    *range(512, 522),  # old JPEG, and the place of a thumbnail
+    *range(529, 533),  # luminance and chrominance
+    *range(32994, 32999),  # alpha, depth
+    *(33421, 33422),  # mosaic of a sensor
+    *range(48129, 48346),  # JPEG XR
+}
+# Tags that are true of the file that they come from alone: further images and other parts of a file that they point to,
+# a curve for each level, Photoshop's layers, and those that make a file a raw image (DNG).
+BOUND = {301, 330, 400, 33424, 34310, 37724, 65024, *range(50706, 51180), *range(52525, 52600)}
+BOUND -= {50784, 50838, 50839, 50844}  # layers of Alias, labels of ImageJ, coefficients of satellites
 
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
-TONE_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # colour space of an image without a profile
-PROFILE_CHUNK = b"iCCP"
-TAKEN_CHUNKS = (*TEXT_CHUNKS, *TONE_CHUNKS, PROFILE_CHUNK)
+TONE_CHUNKS = (b"gAMA", b"cHRM", b"sRGB")  # colour space of an image without a profile
+PROFILE_CHUNK, RESOLUTION_CHUNK = b"iCCP", b"pHYs"
+READ_CHUNKS = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf", RESOLUTION_CHUNK)  # by Pillow, and the critical ones
+# Chunks that stay true of other pixels, of those that the standard does not call safe to copy: time, colour space,
+# light of the display, order of a stereo pair, physical size.
+TRUE_CHUNKS = (b"tIME", b"cICP", b"mDCV", b"cLLI", b"sTER", b"sCAL")
+PLACED_CHUNKS = (b"oFFs", b"sTER", b"sCAL", RESOLUTION_CHUNK)  # which have sides
+BACKGROUND_CHUNK, BITS_CHUNK, APPLE_CHUNK = b"bKGD", b"sBIT", b"iDOT"
+MANIFEST_CHUNK = b"caBX"
 XMP_KEYWORD = "XML:com.adobe.xmp"
 EXIF_KEYWORDS = ("Raw profile type exif", "Raw profile type APP1")
 IPTC_KEYWORDS = ("Raw profile type iptc", "Raw profile type 8bim")
@@ -40,14 +63,35 @@ XMP_PROFILE_KEYWORD = "Raw profile type xmp"
 MOST_TEXT = 2**24  # bytes of a decompressed text that is parsed; longer texts are kept unparsed
 
 IPTC_RESOURCE = 0x0404
-IPTC_HEADER = b"8BIM\x04\x04\0\0"
+# Resources with sides: thumbnails, guides, slices, and paths.
+PLACED_RESOURCES = {0x0408, 0x0409, 0x040C, 0x041A, *range(2000, 2999)}
 PHOTOSHOP_HEADER = b"Photoshop 3.0\0"
 EXIF_HEADER = b"Exif\0\0"
+XMP_HEADER, XMP_EXTENSION_HEADER = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 SEGMENT = 65533  # bytes that a JPEG segment holds
+# JPEG segments that are read or describe the pixels, by their first bytes.
+KNOWN_SEGMENTS = {
+    "APP0": (b"JFIF\0",),
+    "APP1": (b"Exif\0", XMP_HEADER, XMP_EXTENSION_HEADER),
+    "APP2": (b"ICC_PROFILE\0", b"MPF\0"),
+    "APP13": (PHOTOSHOP_HEADER,),
+    "APP14": (b"Adobe",),
+    "COM": (b"",),
+}
 
-XMP_ORIENTATION = re.compile(rb'\s*tiff:Orientation="([0-9])"|<tiff:Orientation>([0-9])</tiff:Orientation>')
-# JPEG segments that are read (JFIF, Exif and XMP, profile and MPO, Photoshop) or describe the pixels (Adobe).
-KNOWN_SEGMENTS = ("APP0", "APP1", "APP2", "APP13", "APP14", "COM")
+TIFF_NAMESPACE = "http://ns.adobe.com/tiff/1.0/"
+# Prefixes of that namespace, and the orientation as an element or as an attribute with any prefix. What may repeat ends
+# before the next "<" or has a largest length, so that the time is linear in the length of the packet.
+XMP_PREFIX = re.compile(rf"""xmlns:([^\s=<>"':]{{1,99}})\s*=\s*["']{re.escape(TIFF_NAMESPACE)}["']""", re.ASCII)
+XMP_ORIENTATION = re.compile(
+    r"""
+    <!--(?:(?!--).)*-->
+    | <(?P<element>[^\s<>"'=/:]{1,99}):Orientation(?:\s[^<>]*)?>\s*(?P<inside>[0-9])\s*</(?P=element):Orientation\s*>
+    | (?P<before><(?:[^<>"']|"[^"<]*"|'[^'<]*')*?)
+      \s(?P<attribute>[^\s<>"'=/:]{1,99}):Orientation\s*=\s*(?P<quote>["'])\s*(?P<value>[0-9])\s*(?P=quote)
+    """,
+    re.ASCII | re.DOTALL | re.VERBOSE,
+)
 
 Chunk = tuple[bytes, bytes]
 
@@ -56,7 +100,7 @@ Chunk = tuple[bytes, bytes]
 
 
 def split_png(content: bytes) -> tuple[bytes, list[Chunk]]:
-    """A PNG file without the chunks that are kept unchanged, and these chunks as (type, data).
+    """A PNG file with the chunks alone that Pillow has to read, and the others as (type, data).
 
     Pillow would keep one text per keyword, and refuse files with a large text or profile.
     """
@@ -65,7 +109,8 @@ def split_png(content: bytes) -> tuple[bytes, list[Chunk]]:
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
         kind, data = content[at + 4 : at + 8], content[at + 8 : end - 4]
         whole = end <= len(content) and zlib.crc32(kind + data) == int.from_bytes(content[end - 4 : end], "big")
-        if kind in TAKEN_CHUNKS and whole:
+        read = kind[:1].isupper() or (kind in READ_CHUNKS and not _without_unit(kind, data))
+        if whole and not read:
             chunks.append((kind, data))
         else:
             rest.append(content[at:end])
@@ -73,12 +118,18 @@ def split_png(content: bytes) -> tuple[bytes, list[Chunk]]:
     return b"".join([*rest, content[at:]]), chunks
 
 
-def collect(image: Image.Image, chunks: list[Chunk]) -> dict:
+def _without_unit(kind: bytes, data: bytes) -> bool:
+    """Whether a chunk states the shape of the pixels without a resolution."""
+    return kind == RESOLUTION_CHUNK and data[8:] == b"\0"
+
+
+def collect(image: Image.Image, chunks: list[Chunk], content: bytes) -> dict:
     """The metadata of an opened and decoded image, see `files.DecodedImage.info`.
 
     Args:
         image: From Pillow.
         chunks: What `split_png` took out of its file.
+        content: The file; empty if there is none.
     """
     found = {key: image.info[key] for key in ("exif", "xmp", "icc_profile") if image.info.get(key)}
     if isinstance(found.get("xmp"), str):
@@ -89,29 +140,25 @@ def collect(image: Image.Image, chunks: list[Chunk]) -> dict:
     dpi = tuple(float(value) for value in image.info.get("dpi", ()))
     if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi):
         found["dpi"] = dpi
-    dropped = []
+    dropped: list[str] = []
     if isinstance(image, TiffImageFile):
         found.pop("exif", None)
-        found |= _of_tiff(image)
+        if not {*RESOLUTIONS} <= {*image.tag_v2}:
+            found.pop("dpi", None)  # Pillow's default
+        found |= _of_tiff(image, content, dropped)
     elif isinstance(image, JpegImageFile):  # MPO is a kind of JPEG
-        segments = [data for name, data in image.applist if name == "APP13" and data.startswith(PHOTOSHOP_HEADER)]
-        iptc = _iptc(b"".join(data.removeprefix(PHOTOSHOP_HEADER) for data in segments))
-        if iptc:
-            found["iptc"] = iptc
-        names = sorted({name for name, _ in image.applist if name not in KNOWN_SEGMENTS})
-        dropped += [f"{name} segments" + " (where C2PA manifests are)" * (name == "APP11") for name in names]
-        if image.format == "MPO":
-            dropped.append("the images after the first (depth map, other views)")
-    elif isinstance(image, PngImageFile):
-        names = sorted({chunk[0].decode("latin-1") for chunk in image.private_chunks})
-        dropped += [f"{name} chunks" + " (a C2PA manifest)" * (name == "caBX") for name in names]
+        found |= _of_jpeg(image, dropped)
     for kind, data in chunks:
         if kind == PROFILE_CHUNK:
             found["icc_profile"] = _text(b"zTXt", data)  # a name and compressed data, as in that chunk
     if not found.get("icc_profile", b"-"):
         del found["icc_profile"]
         dropped.append("the colour profile, which is damaged")
-    found |= _of_text([chunk for chunk in chunks if chunk[0] in TEXT_CHUNKS], found)
+    if isinstance(image, PngImageFile):
+        found |= _of_text([chunk for chunk in chunks if chunk[0] in TEXT_CHUNKS], found)
+        kept = _of_chunks(image, chunks, dropped)
+        if kept:
+            found["chunks"] = [*found.get("chunks", ()), *kept]
     tones = [chunk for chunk in chunks if chunk[0] in TONE_CHUNKS]
     if tones and "icc_profile" not in found:
         found["tones"] = tones
@@ -120,36 +167,125 @@ def collect(image: Image.Image, chunks: list[Chunk]) -> dict:
     return found
 
 
-def _of_tiff(image: TiffImageFile) -> dict:
-    """The descriptive tags of a TIFF directory, with the orientation for `orient`."""
-    kept, source, found = Image.Exif(), image.getexif(), {}
-    for tag in (*KEPT_TIFF_TAGS, ORIENTATION):
-        if tag in source:
-            kept[tag] = source.get_ifd(tag) if tag in DIRECTORIES else source[tag]
-    if kept:
-        found["exif"] = kept.tobytes()
-    iptc = _bytes(image.tag_v2.get(TIFF_IPTC)) or _iptc(_bytes(image.tag_v2.get(TIFF_PHOTOSHOP)))
-    return found | ({"iptc": iptc} if iptc else {})
+def _of_jpeg(image: JpegImageFile, dropped: list[str]) -> dict:
+    """Photoshop's resources and extended XMP; what is not read goes by name into `dropped`."""
+
+    def segments(segment: str, header: bytes) -> list[bytes]:
+        return [data for name, data in image.applist if name == segment and data.startswith(header)]
+
+    parts = segments("APP13", PHOTOSHOP_HEADER)
+    found: dict = _of_photoshop(b"".join(data.removeprefix(PHOTOSHOP_HEADER) for data in parts), dropped)
+    extension = segments("APP1", XMP_EXTENSION_HEADER)
+    if extension:
+        found["xmp_extension"] = extension
+    unknown = {name for name, data in image.applist if not data.startswith(KNOWN_SEGMENTS.get(name, ()))}
+    dropped += [f"{name} segments" + " (where C2PA manifests are)" * (name == "APP11") for name in sorted(unknown)]
+    if len(segments("COM", b"")) > 1:
+        dropped.append("the comments before the last")
+    width, height = image.info.get("jfif_density", (1, 1))
+    if image.info.get("jfif_unit") == 0 and width != height:
+        dropped.append("the shape of the pixels")
+    if image.format == "MPO":
+        dropped.append("the images after the first (depth map, other views)")
+    return found
 
 
-def _bytes(value: object) -> bytes:
-    """A TIFF tag of bytes, also if written as 32-bit numbers."""
-    if isinstance(value, tuple):
-        value = b"".join(v.to_bytes(4, "little") for v in value) if all(isinstance(v, int) for v in value) else b""
-    return value if isinstance(value, bytes) else b""
+def _of_tiff(image: TiffImageFile, content: bytes, dropped: list[str]) -> dict:
+    """The descriptive tags of a TIFF directory, with the orientation for `orient`, IPTC and Photoshop's resources."""
+    directory = tiff.parse(content or image.getexif().tobytes().removeprefix(EXIF_HEADER))
+    found: dict = {}
+    resources = _of_photoshop(_swapped(directory, TIFF_PHOTOSHOP), dropped)
+    iptc = _swapped(directory, TIFF_IPTC) or resources.pop("iptc", b"")
+    found = resources | ({"iptc": iptc} if iptc else {})
+    if directory.number(RESOLUTION_UNIT) == 1 and len({directory.data(tag) for tag in RESOLUTIONS}) > 1:
+        dropped.append("the shape of the pixels")
+    kept = _descriptive(directory, dropped)
+    kept.fields = {tag: value for tag, value in kept.fields.items() if tag not in APART}
+    if ORIENTATION in directory.fields:
+        # Pillow turns TIFF itself, and removes the tag. That it was there says that XMP does not count.
+        left = image.getexif().get(ORIENTATION, 1)
+        kept.fields[ORIENTATION] = tiff.numbers(directory.order, tiff.SHORT, [left])
+    if kept.fields:
+        found["exif"] = EXIF_HEADER + tiff.exif_of(kept)
+    return found
 
 
-def _iptc(resources: bytes) -> bytes:
-    """IPTC among Photoshop's image resources; empty if there is none."""
-    at = 0
-    while resources[at : at + 4] == b"8BIM" and at + 12 <= len(resources):
-        kind = int.from_bytes(resources[at + 4 : at + 6], "big")
-        start = at + 6 + (resources[at + 6] + 2) // 2 * 2  # the name and its length, padded to even
-        size = int.from_bytes(resources[start : start + 4], "big")
-        if kind == IPTC_RESOURCE:
-            return resources[start + 4 : start + 4 + size]
-        at = start + 4 + (size + 1) // 2 * 2
-    return b""
+def _descriptive(directory: tiff.Directory, dropped: list[str]) -> tiff.Directory:
+    """A directory without the layout of its file; what cannot be kept goes by name into `dropped`."""
+    kept, lost = {}, [tag for tag in directory.damaged if tag not in LAYOUT]
+    for tag, value in directory.fields.items():
+        if tag in BOUND or (isinstance(value, tiff.Field) and value.kind not in tiff.CARRIED_TYPES):
+            lost.append(tag)
+        elif tag not in LAYOUT:
+            kept[tag] = value
+    lost = [tag for tag in lost if tag not in LAYOUT]
+    if lost:
+        dropped.append(_named(lost))
+    return tiff.Directory(directory.order, kept)
+
+
+def _named(tags: Iterable[int]) -> str:
+    return f"TIFF tags {', '.join(str(ExifTags.TAGS.get(tag, tag)) for tag in sorted({*tags}))}"
+
+
+def _swapped(directory: tiff.Directory, tag: int) -> bytes:
+    """A tag of bytes, also if written as 32-bit numbers."""
+    data, found = directory.data(tag), directory.fields.get(tag)
+    if isinstance(found, tiff.Field) and found.kind == tiff.LONG and directory.order == "big":
+        return b"".join(data[at : at + 4][::-1] for at in range(0, len(data), 4))
+    return data
+
+
+def _resources(content: bytes) -> tuple[list[tuple[int, bytes, bytes]], bytes]:
+    """Photoshop's image resources as (number, data, whole with its header), and what is not one."""
+    found, at = [], 0
+    while content[at : at + 4] == b"8BIM" and at + 12 <= len(content):
+        start = at + 6 + (content[at + 6] + 2) // 2 * 2  # the name and its length, padded to even
+        size = int.from_bytes(content[start : start + 4], "big")
+        if start + 4 + size > len(content):
+            break
+        end = start + 4 + (size + 1) // 2 * 2
+        whole = content[at:end]
+        number = int.from_bytes(content[at + 4 : at + 6], "big")
+        found.append((number, content[start + 4 : start + 4 + size], whole + bytes(len(whole) % 2)))
+        at = end
+    return found, content[at:]
+
+
+def _of_photoshop(content: bytes, dropped: list[str]) -> dict:
+    """IPTC, and the other resources together."""
+    resources, rest = _resources(content)
+    if rest.strip(b"\0"):
+        dropped.append("Photoshop's resources that are damaged")
+    iptc = next((data for number, data, _ in resources if number == IPTC_RESOURCE), b"")
+    others = b"".join(whole for number, _, whole in resources if number != IPTC_RESOURCE)
+    return {key: value for key, value in (("iptc", iptc), ("photoshop", others)) if value}
+
+
+def _of_chunks(image: PngImageFile, chunks: list[Chunk], dropped: list[str]) -> list[Chunk]:
+    """The chunks besides texts and colour spaces that are true of 8-bit RGB; the others go by name into `dropped`."""
+    kept: list[Chunk] = []
+    lost: set[str] = set()
+    channels = len(image.getbands()) + ("transparency" in image.info)
+    for kind, data in chunks:
+        if kind in (*TEXT_CHUNKS, *TONE_CHUNKS, PROFILE_CHUNK, APPLE_CHUNK):
+            continue  # read elsewhere; a table of contents of the compressed pixels
+        if kind in TRUE_CHUNKS:
+            # Of grey, RGB has another matrix.
+            true = kind != b"cICP" or image.mode not in ("L", "LA", "1")
+        elif kind == BACKGROUND_CHUNK:
+            true = len(data) == 6  # of grey and of palettes, it is shorter
+        elif kind == BITS_CHUNK:
+            true = data == b"\x08" * channels and channels > 2  # the mark changes the last of 8 bits
+        else:
+            true = kind[3:].islower()  # safe to copy
+        if true:
+            kept.append((kind, data))
+        else:
+            name = kind.decode("latin-1")
+            lost.add(f"{name} chunks" + " (a C2PA manifest)" * (kind == MANIFEST_CHUNK))
+    dropped += sorted(lost)
+    return kept
 
 
 def _of_text(chunks: list[Chunk], found: dict) -> dict:
@@ -158,22 +294,23 @@ def _of_text(chunks: list[Chunk], found: dict) -> dict:
     others = []
     for kind, data in chunks:
         keyword = data.split(b"\0", 1)[0].decode("latin-1")
-        name, value = "", b""
+        values: dict[str, bytes] = {}
         if keyword == XMP_KEYWORD:
-            name, value = "xmp", _text(kind, data)
+            values["xmp"] = _text(kind, data)
         elif keyword == XMP_PROFILE_KEYWORD:
-            name, value = "xmp", _profile(_text(kind, data))
+            values["xmp"] = _profile(_text(kind, data))
         elif keyword in EXIF_KEYWORDS:
-            name, value = "exif", _profile(_text(kind, data))
-            if value.startswith(b"http"):  # APP1 contains either
-                name, value = "xmp", value.split(b"\0", 1)[-1]
+            value = _profile(_text(kind, data))
+            # APP1 contains either
+            values = {"xmp": value.split(b"\0", 1)[-1]} if value.startswith(b"http") else {"exif": value}
         elif keyword in IPTC_KEYWORDS:
-            name, value = "iptc", _profile(_text(kind, data))
-            value = _iptc(value) if value.startswith(b"8BIM") else value
-        if not value:
+            damaged: list[str] = []
+            value = _profile(_text(kind, data))
+            values = _of_photoshop(value, damaged) if value.startswith(b"8BIM") else {"iptc": value}
+            values = {} if damaged else values
+        if not any(values.values()):
             others.append((kind, data))
-        elif name not in found and name not in taken:
-            taken[name] = value
+        taken = {key: value for key, value in values.items() if value and key not in found} | taken
     return taken | ({"chunks": others} if others else {})
 
 
@@ -205,22 +342,26 @@ def _profile(text: bytes) -> bytes:
 
 
 def orient(image: Image.Image, info: dict) -> Image.Image:
-    """Apply the orientation of Exif or XMP, and remove it from `info`."""
-    exif = Image.Exif()
-    try:
-        exif.load(info.get("exif", b""))
-        orientation = exif.get(ORIENTATION)
-    except Exception:  # Pillow's parser raises any kind of error on damaged Exif
-        orientation = None
-    match = XMP_ORIENTATION.search(info.get("xmp", b""))
-    if match:
-        info["xmp"] = XMP_ORIENTATION.sub(b"", info["xmp"])
-        orientation = orientation or int(match[1] or match[2])
-    if ORIENTATION in exif:
-        del exif[ORIENTATION]
-        info["exif"] = exif.tobytes()
-        if not len(exif):
+    """Apply the orientation of Exif or XMP, and remove it from `info` with what is false of turned pixels."""
+    thumbnail = False
+    orientation = None
+    exif = re.sub(rb"^(Exif\0\0){1,2}", b"", info.get("exif", b""))
+    directory = tiff.parse(exif)
+    entry = directory.fields.get(ORIENTATION)
+    if isinstance(entry, tiff.Field):
+        orientation = directory.number(ORIENTATION)
+        # In place, since notes of camera makers have offsets in the whole of Exif.
+        upright = tiff.numbers(directory.order, tiff.SHORT, [ORIENTATION, tiff.SHORT]).data
+        upright += tiff.numbers(directory.order, tiff.LONG, [1]).data
+        upright += tiff.numbers(directory.order, tiff.SHORT, [1, 0]).data
+        exif = exif[: entry.at] + upright + exif[entry.at + len(upright) :]
+        thumbnail = bool(directory.following)
+        info["exif"] = EXIF_HEADER + exif
+        if len(directory.fields) == 1 and not thumbnail:
             del info["exif"]
+    if "xmp" in info:
+        info["xmp"], stated = _upright_xmp(info["xmp"])
+        orientation = orientation or stated
     method = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -230,7 +371,49 @@ def orient(image: Image.Image, info: dict) -> Image.Image:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }.get(orientation or 1)
-    return image if method is None else image.transpose(method)
+    if method is None:
+        return image
+    lost = []
+    if thumbnail:
+        at = len(EXIF_HEADER) + directory.following
+        info["exif"] = info["exif"][:at] + bytes(4) + info["exif"][at + 4 :]
+        lost.append("Exif's thumbnail")
+    if orientation in (5, 6, 7, 8) and "dpi" in info:
+        info["dpi"] = info["dpi"][::-1]
+    resources, _ = _resources(info.get("photoshop", b""))
+    if any(number in PLACED_RESOURCES for number, _, _ in resources):
+        info["photoshop"] = b"".join(whole for number, _, whole in resources if number not in PLACED_RESOURCES)
+        lost.append("Photoshop's resources that are not turned (thumbnail, guides, slices, paths)")
+    placed = [chunk for chunk in info.get("chunks", ()) if chunk[0] in PLACED_CHUNKS]
+    if placed:
+        info["chunks"] = [chunk for chunk in info["chunks"] if chunk not in placed]
+        lost += _chunk_names(placed)
+    if lost:
+        info["dropped"] = (*info.get("dropped", ()), *lost)
+    return image.transpose(method)
+
+
+def _upright_xmp(xmp: bytes) -> tuple[bytes, int | None]:
+    """A packet without the orientation, all else as it is; and the orientation.
+
+    Packets that are no XML are searched as well: viewers find the orientation in them, too.
+    """
+    encoding = encoding_of(xmp) or "latin-1"  # any bytes; names and values of interest are ASCII
+    try:
+        text = xmp.decode(encoding)
+    except UnicodeError:
+        return xmp, None
+    prefixes = {"tiff", *XMP_PREFIX.findall(text)}
+    values: list[int] = []
+
+    def without(match: re.Match[str]) -> str:
+        if (match["element"] or match["attribute"]) not in prefixes:
+            return match[0]
+        values.append(int(match["inside"] or match["value"]))
+        return match["before"] or ""
+
+    text = XMP_ORIENTATION.sub(without, text)
+    return (text.encode(encoding), values[0]) if values else (xmp, None)
 
 
 # ---- writing
@@ -239,38 +422,32 @@ def orient(image: Image.Image, info: dict) -> Image.Image:
 def writing(kind: str, info: dict) -> tuple[dict, list[str]]:
     """Arguments of Pillow's save that write `info` in the format `kind`, and the names of lost metadata.
 
-    The tags of TIFF are those of `tiff_tags`.
+    Those of TIFF are for `encode_tiff`. Texts and other chunks of PNG are written by `with_chunks`.
     """
     lost = list(info.get("dropped", ()))
     held = {
-        "JPEG": {"exif", "xmp", "iptc", "icc_profile", "dpi", "comment"},
-        "PNG": {"exif", "xmp", "iptc", "icc_profile", "dpi", "comment", "chunks", "tones"},
+        "JPEG": {"exif", "xmp", "xmp_extension", "iptc", "photoshop", "icc_profile", "dpi", "comment"},
+        "PNG": {"exif", "xmp", "iptc", "photoshop", "icc_profile", "dpi", "comment", "chunks", "tones"},
         "WEBP": {"exif", "xmp", "icc_profile"},
-        "TIFF": {"exif", "xmp", "iptc", "icc_profile", "dpi"},
+        "TIFF": {"exif", "xmp", "iptc", "photoshop", "icc_profile", "dpi"},
         "BMP": {"dpi"},
     }[kind]
     options = {key: value for key, value in info.items() if key in held}
     if kind == "JPEG":
-        limits = {"exif": len(EXIF_HEADER), "comment": 0, "xmp": 29, "iptc": len(PHOTOSHOP_HEADER) + 13}
-        for key, header in limits.items():
-            if len(options.get(key, b"")) > SEGMENT - header:
-                del options[key]
-        if "exif" in options and not options["exif"].startswith(EXIF_HEADER):
-            options["exif"] = EXIF_HEADER + options["exif"]
-        if "iptc" in options:
-            segment = PHOTOSHOP_HEADER + _resource(options.pop("iptc"))
-            options["extra"] = b"\xff\xed" + (len(segment) + 2).to_bytes(2, "big") + segment
-        held &= {*options, "iptc"} if "extra" in options else {*options}
+        options, held = _for_jpeg(options, lost)
     elif kind == "PNG":
         options = {key: value for key, value in options.items() if key in ("exif", "icc_profile", "dpi")}
-        options["pnginfo"] = _png_text(info)
+    elif kind == "TIFF":
+        options = {"directory": _for_tiff(options, lost)} | ({"dpi": info["dpi"]} if "dpi" in info else {})
     names = {
         "exif": "Exif",
         "xmp": "XMP",
+        "xmp_extension": "extended XMP",
         "iptc": "IPTC",
+        "photoshop": "Photoshop's resources",
         "icc_profile": "the colour profile",
         "comment": "the comment",
-        "chunks": "PNG text chunks",
+        "chunks": ", ".join(_chunk_names(info.get("chunks", ()))),
         "dpi": "the resolution",
     }
     if all(chunk != b"sRGB" for chunk, _ in info.get("tones", ())):  # sRGB is the default without a profile
@@ -278,38 +455,105 @@ def writing(kind: str, info: dict) -> tuple[dict, list[str]]:
     return options, lost + [name for key, name in names.items() if key in info and key not in held]
 
 
-def _png_text(info: dict) -> PngImagePlugin.PngInfo:
-    text = PngImagePlugin.PngInfo()
+def _chunk_names(chunks: Iterable[Chunk]) -> list[str]:
+    kinds = {kind for kind, _ in chunks}
+    text = ["PNG text chunks"] if kinds & {*TEXT_CHUNKS} else []
+    return [*text, *(f"{kind.decode('latin-1')} chunks" for kind in sorted(kinds - {*TEXT_CHUNKS}))]
+
+
+def _for_jpeg(options: dict, lost: list[str]) -> tuple[dict, set[str]]:
+    """The options with further segments, and the keys of what fits; parts that do not fit go by name into `lost`."""
+    if "exif" in options:
+        options["exif"] = EXIF_HEADER + options["exif"].removeprefix(EXIF_HEADER)
+        options["exif"] = _fitting(options["exif"], lost)
+    for key, header in (("exif", b""), ("comment", b""), ("xmp", XMP_HEADER)):
+        if len(options.get(key, b"")) > SEGMENT - len(header):
+            del options[key]
+    extra = []
+    if "xmp" in options:
+        extra.append((b"\xe1", XMP_HEADER + options["xmp"]))
+        extra += [(b"\xe1", segment) for segment in options.get("xmp_extension", ())]
+    else:
+        options.pop("xmp_extension", None)
+    room = SEGMENT - len(PHOTOSHOP_HEADER)
+    iptc = _resource(options["iptc"]) if "iptc" in options else b""
+    resources = [iptc, *(whole for _, _, whole in _resources(options.get("photoshop", b""))[0])]
+    if len(iptc) > room:
+        del options["iptc"]
+    if any(len(whole) > room for whole in resources[1:]):
+        lost.append("Photoshop's resources of more than 64 KB")
+    segment = b""
+    for whole in (each for each in [*resources, b""] if len(each) <= room):
+        if segment and (not whole or len(segment) + len(whole) > room):
+            extra.append((b"\xed", PHOTOSHOP_HEADER + segment))
+            segment = b""
+        segment += whole
+    held = {*options}
+    options = {key: value for key, value in options.items() if key in ("exif", "icc_profile", "dpi", "comment")}
+    if extra:
+        options["extra"] = b"".join(b"\xff" + marker + struct.pack(">H", len(s) + 2) + s for marker, s in extra)
+    return options, held
+
+
+def _fitting(exif: bytes, lost: list[str]) -> bytes:
+    """Exif without the largest of its tags as long as it is too large for a JPEG, and would be lost as a whole."""
+    if len(exif) <= SEGMENT:
+        return exif
+    directory, left_out = tiff.parse(exif.removeprefix(EXIF_HEADER)), []
+    sizes = {tag: len(value.data) for tag, value in directory.fields.items() if isinstance(value, tiff.Field)}
+    smaller = exif
+    for tag in sorted(sizes, key=lambda tag: -sizes[tag]):
+        if len(smaller) <= SEGMENT:
+            break
+        del directory.fields[tag]
+        left_out.append(tag)
+        smaller = EXIF_HEADER + tiff.exif_of(directory)
+    if len(smaller) > SEGMENT:
+        return exif
+    lost.append(_named(left_out))
+    return smaller
+
+
+def _for_tiff(options: dict, lost: list[str]) -> tiff.Directory:
+    """The directory of a TIFF file; what it cannot have goes by name into `lost`."""
+    source = tiff.parse(re.sub(rb"^(Exif\0\0){1,2}", b"", options.get("exif", b"")))
+    if "exif" in options and not source.fields:
+        lost.append("Exif, which is damaged")
+    if source.following:
+        lost.append("Exif's thumbnail")
+    directory = _descriptive(source, lost)
+    for key, tag, kind in (
+        ("xmp", TIFF_XMP, 1),
+        ("iptc", TIFF_IPTC, 7),
+        ("photoshop", TIFF_PHOTOSHOP, 1),
+        ("icc_profile", TIFF_ICC, 7),
+    ):
+        if key in options:
+            directory.fields[tag] = tiff.Field(kind, options[key])
+    return directory
+
+
+def with_chunks(content: bytes, info: dict) -> bytes:
+    """A PNG file with the texts and other chunks of `info`."""
+    chunks: list[Chunk] = []
     if "xmp" in info:
-        text.add_itxt(XMP_KEYWORD, info["xmp"].decode("utf-8", "replace"))
-    if "iptc" in info:
-        data = _resource(info["iptc"])
-        text.add_text("Raw profile type iptc", f"\niptc\n{len(data):8}\n{data.hex()}\n", zip=True)
+        encoding = encoding_of(info["xmp"]) or "utf-8"
+        text = info["xmp"].decode(encoding, "replace").removeprefix("\ufeff").encode()
+        chunks.append((b"iTXt", XMP_KEYWORD.encode() + b"\0\0\0\0\0" + text))
+    if "iptc" in info or "photoshop" in info:
+        data = info.get("photoshop", b"") + (_resource(info["iptc"]) if "iptc" in info else b"")
+        profile = f"\niptc\n{len(data):8}\n{data.hex()}\n".encode()
+        chunks.append((b"zTXt", IPTC_KEYWORDS[0].encode() + b"\0\0" + zlib.compress(profile)))
     if "comment" in info:
-        text.add_text("Comment", info["comment"].decode("latin-1"))
-    for kind, data in (*info.get("tones", ()), *info.get("chunks", ())):
-        text.add(kind, data)
-    return text
+        chunks.append((b"tEXt", b"Comment\0" + info["comment"]))
+    at = 8 + 12 + 13  # behind the header, where all of them may be
+    written = (
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        for kind, data in (*info.get("tones", ()), *chunks, *info.get("chunks", ()))
+    )
+    return b"".join([content[:at], *written, content[at:]])
 
 
 def _resource(iptc: bytes) -> bytes:
     """IPTC as an image resource of Photoshop."""
-    return IPTC_HEADER + len(iptc).to_bytes(4, "big") + iptc + b"\0" * (len(iptc) % 2)
-
-
-def tiff_tags(info: dict) -> Iterator[tuple[int, object]]:
-    """The tags of `info` in a TIFF directory."""
-    exif = Image.Exif()
-    exif.load(info.get("exif", b""))
-    for tag in KEPT_TIFF_TAGS:
-        if tag in DIRECTORIES:
-            inner = dict(exif.get_ifd(tag))
-            if tag == EXIF and INTEROPERABILITY in inner:
-                inner[INTEROPERABILITY] = dict(exif.get_ifd(INTEROPERABILITY))
-            if inner:
-                yield tag, inner
-        elif tag in exif:
-            yield tag, exif[tag]
-    for key, tag in (("xmp", TIFF_XMP), ("iptc", TIFF_IPTC), ("icc_profile", TIFF_ICC)):
-        if key in info:
-            yield tag, info[key]
+    return struct.pack(">4sHHI", b"8BIM", IPTC_RESOURCE, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)

@@ -13,7 +13,7 @@ import re
 from xml.dom import minidom
 from xml.parsers.expat import ExpatError
 
-__all__ = ["read_source_type", "source_type_uri", "with_source_type"]
+__all__ = ["encoding_of", "read_source_type", "source_type_uri", "with_source_type"]
 
 VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
@@ -30,7 +30,7 @@ DECLARATION = b'<?xml version="1.0" encoding="utf-8"?>'  # which packets do not 
 MOST_BYTES = 2**22  # of a packet that is parsed
 DEEPEST = 100  # levels of elements; minidom goes through them by recursion
 # The first character of a packet, "<", in encodings of two bytes; with a byte order mark before it or not.
-WIDE = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be"))
+WIDE = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be", b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
 TERM = re.compile(r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{1,80})/?")
 
 
@@ -79,6 +79,11 @@ def with_source_type(xmp: bytes, label: str) -> bytes:
     return b"".join(node.toxml("utf-8").removeprefix(DECLARATION) for node in document.childNodes)
 
 
+def encoding_of(xmp: bytes) -> str | None:
+    """The encoding of a packet of two bytes a character; None for UTF-8."""
+    return WIDE.get(xmp[:2])
+
+
 def _parsed(xmp: bytes) -> minidom.Document:
     """The document of a packet.
 
@@ -86,7 +91,7 @@ def _parsed(xmp: bytes) -> minidom.Document:
         ValueError: Not XML, too large, nested too deeply, or with a document type, which XMP does not have, and which
             may define entities.
     """
-    encoding = next((encoding for start, encoding in WIDE if xmp.startswith(start)), None)
+    encoding = encoding_of(xmp)
     try:
         xmp = xmp if encoding is None else xmp.decode(encoding).encode()
         if len(xmp) > MOST_BYTES or b"<!DOCTYPE" in xmp or b"<!ENTITY" in xmp:
