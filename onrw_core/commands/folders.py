@@ -16,7 +16,7 @@ from ..imaging.atomic import are_one_file, check_writable, is_temporary
 from ..imaging.formats import FORMATS, is_image, kept_suffix
 from .output import remark
 
-__all__ = ["JOURNAL", "KEEP", "Plan", "expand", "plan"]
+__all__ = ["JOURNAL", "KEEP", "Plan", "expand", "plan", "sentences", "why_left_out"]
 
 JOURNAL = "onrw-embed.jsonl"  # in the folder of the results, see `journal`
 KEEP = "keep"
@@ -188,14 +188,20 @@ def _below(folder: Path, target: Path | None, left_out: Remarks) -> Iterator[Pat
         for file in (here / name for name in sorted(names)):
             if file.name == JOURNAL or is_temporary(file):
                 continue
-            if file.name.startswith("."):
-                left_out["hidden files"].append(str(file))
-            elif not file.is_file():
-                left_out["pipes, devices and broken links"].append(str(file))
-            elif is_image(file):
-                yield file
+            reason = why_left_out(file)
+            if reason:
+                left_out[reason].append(str(file))
             else:
-                left_out["files that are not images, or of unsupported formats"].append(str(file))
+                yield file
+
+
+def why_left_out(file: Path) -> str:
+    """Which kind of file it is that is not taken from a folder; empty for an image."""
+    if file.name.startswith("."):
+        return "hidden files"
+    if not file.is_file():
+        return "pipes, devices and broken links"
+    return "" if is_image(file) else "files that are not images, or of unsupported formats"
 
 
 def _into(found: list[tuple[Path, Path]], target: Path, suffix: str) -> list[tuple[Path, Path]]:
@@ -230,6 +236,12 @@ def _too_long(path: Path) -> bool:
 
 
 def _report(remarks: Remarks, word: str = "left out: ") -> None:
+    for sentence in sentences(remarks):
+        remark(f"{word}{sentence}")
+
+
+def sentences(remarks: Remarks) -> Iterator[str]:
+    """Each remark with the first of its files."""
     for what, names in remarks.items():
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        remark(f"{word}{what}: {', '.join(names[:SHOWN])}{more}")
+        yield f"{what}: {', '.join(names[:SHOWN])}{more}"

@@ -110,7 +110,7 @@ def split_png(content: bytes) -> tuple[bytes, list[Chunk]]:
         kind, data = content[at + 4 : at + 8], content[at + 8 : end - 4]
         whole = end <= len(content) and zlib.crc32(kind + data) == int.from_bytes(content[end - 4 : end], "big")
         read = kind[:1].isupper() or (kind in READ_CHUNKS and not _without_unit(kind, data))
-        if whole and not read:
+        if whole and kind.isalpha() and not read:  # other names are damage, which Pillow reports
             chunks.append((kind, data))
         else:
             rest.append(content[at:end])

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import logging
+import os
 from dataclasses import replace
 
 import pytest
@@ -364,6 +366,36 @@ def test_folders_stay_inside_the_input_folder(nodes, files):
     for folder in ("..", "/", "absent"):
         with pytest.raises(ValueError, match="no folder inside"):
             nodes.LoadFolder(folder=folder, pattern="*")
+
+
+def test_folders_are_loaded_as_the_command_does_and_the_rest_is_named(nodes, files, caplog):
+    place = files / "input" / "all kinds"
+    (place / "inside").mkdir(parents=True)
+    image = Image.new("RGB", (80, 70))
+    for name in ("a.jpg", "b.gif", "c.PNG"):
+        image.save(place / name)
+    image.save(place / "d", "PNG")
+    image.save(place / "e.gif", save_all=True, append_images=[Image.new("RGB", (80, 70), "red")])
+    (place / "f.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
+    (place / "g.txt").write_text("")
+    (place / ".h.png").write_bytes((place / "d").read_bytes())
+    os.mkfifo(place / "i.png")
+    with caplog.at_level(logging.WARNING):
+        images, names = nodes.LoadFolder(folder="all kinds", pattern="*")
+    assert names == ["a", "b", "c", "d"] and all(tuple(one.shape) == (1, 70, 80, 3) for one in images)
+    for words in (
+        "left out: e.gif: has 2 frames or pages; save one of them as an image; ",
+        "f.heic: is a HEIC image, which cannot be read; export it as JPEG or PNG; ",
+        "hidden files: .h.png; ",
+        "not images, or of unsupported formats: g.txt; ",
+        "pipes, devices and broken links: i.png; ",
+        "folders in it, to load one by one: inside",
+    ):
+        assert words in caplog.text
+    caplog.clear()
+    assert nodes.LoadFolder(folder="all kinds", pattern="[ac].*")[1] == ["a", "c"] and not caplog.messages
+    with pytest.raises(ValueError, match="no image 'f.*' in input/all kinds; .* f.heic: is a HEIC image"):
+        nodes.LoadFolder(folder="all kinds", pattern="f.*")
 
 
 def test_extract_of_an_unmarked_image(nodes, image, extractor, message):
