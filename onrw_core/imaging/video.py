@@ -39,6 +39,9 @@ CRF = 18  # constant rate factor: the one below which H.264 is usually called vi
 KEPT_FORMATS = ("yuv420p", "yuv422p", "yuv444p")  # 8 bit; others become yuv420p
 HIGH_DYNAMIC_RANGE = (16, 18)  # transfer characteristics of ITU-T H.273: PQ and HLG
 DEFAULT_RATE = Fraction(25)  # frames a second, where a file states none
+# The content of a file, not its suffix, decides what reads it: a "film.mp4" that is a playlist would be made of other
+# files. So libav may use no readers but these, which are of the containers in `SUFFIXES` and open no second file.
+CONFINED = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
 
 logger = logging.getLogger(__name__)
 
@@ -294,7 +297,7 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise VideoError(f"{path}: no such file")
     try:
-        with av.open(path) as container:
+        with _container(path) as container:
             if not container.streams.video:
                 raise VideoError(f"{path}: has no video stream; give a video")
             container.streams.video[0].thread_type = "AUTO"
@@ -302,6 +305,15 @@ def _opened(path: Path) -> Iterator[Any]:
     except av.error.FFmpegError as error:
         reason = error.strerror or error
         raise VideoError(f"{path}: cannot be processed ({reason}); obtain the file again, or convert it") from error
+
+
+def _container(path: Path) -> Any:
+    av = _library()
+    try:
+        # An absolute path: a file may be named "concat:private.mp4", which libav understands as a protocol.
+        return av.open(os.path.abspath(path), container_options=CONFINED)
+    except av.error.ArgumentError:
+        raise VideoError(f"{path}: is no MP4, MOV, MKV or WebM, whatever its name; convert it to one") from None
 
 
 def _picture(path: Path) -> _Picture:

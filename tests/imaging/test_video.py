@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from onrw_core.imaging.video import VideoError, _pixels, is_video, sample, transcode
+from onrw_core.imaging.video import VideoError, _pixels, is_video, read_frames, sample, transcode
 
 av = pytest.importorskip("av")
 
@@ -180,3 +180,78 @@ def test_webm(tmp_path):
     film = write(tmp_path / "film.mkv", sound=None)
     assert transcode(film, tmp_path / "film.webm", lambda frames: frames, crf=20) == COUNT
     assert torch.isfinite(sample(tmp_path / "film.webm", 2)).all()
+
+
+PLAYLISTS = {
+    "ffconcat": "ffconcat version 1.0\nfile private.mp4\n",
+    "concat": "file private.mp4\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nprivate.mp4\n#EXT-X-ENDLIST\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet '
+    'mimeType="video/mp4"><Representation id="0" bandwidth="1"><BaseURL>private.mp4</BaseURL></Representation>'
+    "</AdaptationSet></Period></MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
+    "a=rtpmap:96 H264/90000\n",
+}
+
+
+@pytest.mark.parametrize("content", PLAYLISTS.values(), ids=PLAYLISTS)
+@pytest.mark.parametrize("name", ["film.mp4", "film.m3u8"])
+def test_a_video_cannot_be_made_of_other_files(film, tmp_path, monkeypatch, content, name):
+    """Whatever a received file is, and whatever its name: the frames of another file are not its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.mp4").write_bytes(film.read_bytes())
+    (tmp_path / name).write_text(content)
+    for read in (
+        lambda: sample(name, 2),
+        lambda: list(read_frames(name)),
+        lambda: transcode(name, "result.mp4", lambda frames: frames),
+    ):
+        with pytest.raises(VideoError, match=f"^{name}: (is no MP4, MOV, MKV or WebM|cannot be processed)"):
+            read()
+    assert not (tmp_path / "result.mp4").exists()
+
+
+def test_a_name_that_is_a_protocol_is_a_files_name(film, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.mp4").write_bytes(film.read_bytes())
+    (tmp_path / "concat:private.mp4").write_bytes(b"no video")
+    with pytest.raises(VideoError, match="cannot be processed"):
+        sample("concat:private.mp4", 1)
+    (tmp_path / "concat:private.mp4").write_bytes(film.read_bytes())
+    (tmp_path / "private.mp4").unlink()
+    assert len(sample("concat:private.mp4", 1)) == 1
+
+
+def with_reference(content: bytes, other: str) -> bytes:
+    """A MOV file whose samples lie in another file: its data reference names that in place of the file itself."""
+    name = other.encode()
+    alias = bytearray(150)
+    alias[8:10] = (2).to_bytes(2, "big")  # the version of an alias record
+    alias[50], alias[51 : 51 + len(name)] = len(name), name
+    alias[131] = alias[133] = 1  # in the same folder
+    path = b"/x/" + name
+    path += b"\0" * (len(path) % 2)
+    alias += (2).to_bytes(2, "big") + len(path).to_bytes(2, "big") + path + b"\xff\xff\0\0"
+    reference = (len(alias) + 12).to_bytes(4, "big") + b"alis" + bytes(4) + bytes(alias)
+    at = content.index(b"dref") + 12  # after the version and the number of entries
+    grown = len(reference) - int.from_bytes(content[at : at + 4], "big")
+    result = bytearray(content[:at] + reference + content[at + int.from_bytes(content[at : at + 4], "big") :])
+    for box in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):
+        size = content.index(box) - 4
+        result[size : size + 4] = (int.from_bytes(content[size : size + 4], "big") + grown).to_bytes(4, "big")
+    return bytes(result)
+
+
+def test_a_movie_that_refers_to_another_file_does_not_open_it(tmp_path, monkeypatch):
+    """Of a version of libav that follows such references, this shows that it does so where it is told to only."""
+    monkeypatch.chdir(tmp_path)
+    film = write(tmp_path / "private.mov", sound=None)
+    (tmp_path / "film.mov").write_bytes(with_reference(film.read_bytes(), "private.mov"))
+    content = (tmp_path / "film.mov").read_bytes()
+    data = content.index(b"mdat")
+    size = int.from_bytes(content[data - 4 : data], "big")
+    (tmp_path / "film.mov").write_bytes(content[: data + 4] + bytes(size - 8) + content[data - 4 + size :])
+    with av.open("film.mov", container_options={"enable_drefs": "1"}) as container:
+        assert sum(1 for _ in container.decode(video=0)) == COUNT  # the samples of private.mov
+    with pytest.raises(VideoError):
+        sample("film.mov", 2)
