@@ -37,6 +37,7 @@ REMEDY = (
     "check that --certificate, --private-key and --algorithm belong together, and that the certificate is one for "
     "documents or C2PA, with its chain"
 )
+LONGEST_PEM = 2**20  # bytes
 MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"}
 
 
@@ -134,11 +135,24 @@ def _signer(arguments: argparse.Namespace) -> Signer:
         import c2pa
     except ImportError:
         raise ValueError("a signed manifest needs c2pa-python: pip install 'onrw[c2pa]'") from None
-    pems = [Path(path).read_bytes() for path in (arguments.certificate, arguments.private_key)]
+    pems = [_pem(path) for path in (arguments.certificate, arguments.private_key)]
     try:
         return c2pa.Signer.from_info(c2pa.C2paSignerInfo(arguments.algorithm, *pems, None))
     except c2pa.C2paError as error:
         raise ValueError(f"{arguments.certificate}: {error}; {REMEDY}") from None
+
+
+def _pem(path: str) -> bytes:
+    """The content of a PEM file; it may be a pipe, as of `<(...)`, but no device that never ends.
+
+    Raises:
+        ValueError: It is larger than any such file.
+    """
+    with open(path, "rb") as file:
+        content = file.read(LONGEST_PEM + 1)
+    if len(content) > LONGEST_PEM:
+        raise ValueError(f"{path}: has more than {LONGEST_PEM >> 10} KiB, so it is no certificate or key; {REMEDY}")
+    return content
 
 
 def _signed(content: bytes, kind: str, definition: dict[str, Any], signer: Signer, edit: bool) -> bytes:

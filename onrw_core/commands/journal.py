@@ -27,6 +27,7 @@ from types import NoneType
 from typing import Any, TypeVar
 
 from ..imaging import files as images
+from ..imaging.regular import open_regular
 from ..payload.keys import Key
 from .folders import JOURNAL
 from .threads import side_thread
@@ -82,7 +83,7 @@ class Journal:
             is the same as none, so that an option that is new does not set folders of earlier versions apart.
 
     Raises:
-        OSError: If there is a journal that cannot be read.
+        ValueError: If there is a journal that cannot be read, or that is a pipe or a device.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, str | float | None]) -> None:
@@ -91,7 +92,10 @@ class Journal:
         self.settings = hashlib.sha256(json.dumps(self.options, sort_keys=True).encode()).hexdigest()[:NAME_DIGITS]
         self.runs: dict[str, dict] = {}
         self.entries: dict[str, Entry] = {}
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = b""
+        if os.path.exists(self.path):  # not `Path.exists`, which raises an error of a name that is too long
+            with open_regular(self.path) as file:
+                content = file.read()
         self._torn = not content.endswith(b"\n") and content != b""  # the machine went down within a line
         for line in content.splitlines():
             self._take(line)

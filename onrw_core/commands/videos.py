@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..extractors.reading import Reading
 from ..imaging.atomic import Undo, remove_abandoned
+from ..imaging.regular import open_regular
 from ..imaging.video import SUFFIXES, VideoError, is_video, sample, transcode
 from ..payload.message import Message, bit_string, photo_id
 from ..payload.registry import Registry, perceptual_hash
@@ -209,10 +210,8 @@ def _jobs(inputs: list[str], output: str, overwrite: bool) -> list[tuple[Path, P
 
 def _digest(path: Path) -> str:
     """SHA-256 of a file."""
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file")
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path, VideoError) as file:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from .atomic import Undo, atomic_write
 from .formats import FORMATS, HEIF_BRANDS, open_image
 from .metadata import collect, orient, split_png, with_chunks, writing
 from .pixels import MIN_SIDE, as_rgb
+from .regular import open_regular
 from .rounding import LEVELS, to_8bit
 from .source_type import read_source_type, with_source_type
 from .tiff import encode_tiff
@@ -100,27 +100,13 @@ def read(path: str | os.PathLike) -> bytes:
     """The content of an image file, not decoded.
 
     Raises:
-        ImageError: Missing, empty, unreadable, or larger than any image that `load` accepts.
+        ImageError: Missing, empty, unreadable, no regular file, or larger than any image that `load` accepts.
     """
     path = Path(path)
-    try:
-        # O_NONBLOCK: opening a pipe does not wait for its writer. The type is checked on the open file, against races.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
-    except PermissionError:
-        raise ImageError(f"{path}: cannot be read; check its permissions") from None
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error})") from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{path}: is a folder, not an image")
-        raise ImageError(f"{path}: is a pipe or a device, not a file; save the image as a file first")
-    with open(descriptor, "rb") as file:
-        if status.st_size > MAX_BYTES:
-            raise ImageError(f"{path}: has {status.st_size // 10**6} MB, too large for an image; scale it down first")
+    with open_regular(path, ImageError) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ImageError(f"{path}: has {size // 10**6} MB, too large for an image; scale it down first")
         try:
             content = file.read()
         except OSError as error:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .atomic import Undo, atomic_write
 from .pixels import MIN_SIDE
+from .regular import check_regular
 from .rounding import LEVELS, to_8bit
 
 __all__ = ["CRF", "SUFFIXES", "VideoError", "is_video", "read_frames", "sample", "transcode", "write_frames"]
@@ -294,8 +295,7 @@ def _library() -> Any:
 def _opened(path: Path) -> Iterator[Any]:
     """A video file, opened for reading; errors of the library name it."""
     av = _library()
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file")
+    check_regular(path, VideoError)
     try:
         with _container(path) as container:
             if not container.streams.video:

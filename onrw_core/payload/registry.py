@@ -89,8 +89,10 @@ class Registry:
     @hidden_keys()
     def __init__(self, path: Path | str) -> None:
         self.path = as_path("registry", path, RegistryError)
-        if not self.path.is_file():
+        if not self.path.exists():
             raise RegistryError(f"registry {self.path}: no such file; it is created when the first id is registered")
+        if not self.path.is_file():
+            raise RegistryError(f"registry {self.path}: is a folder, a pipe or a device; name a file")
         with self._open() as connection:
             kind = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -115,7 +117,8 @@ class Registry:
             RegistryError: If it cannot be made, or something else is there.
         """
         path = as_path("registry", path, RegistryError)
-        if not path.exists() or not path.stat().st_size:  # an empty file: a process that was killed before the commit
+        # An empty file: of a process that was killed before the commit.
+        if not path.exists() or (path.is_file() and not path.stat().st_size):
             try:
                 connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
                 try:

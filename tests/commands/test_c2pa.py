@@ -33,6 +33,7 @@ def test_refused(onrw, folder):  # noqa: F811
         (["-o", "signed.jpg", *signing], "of the format of"),
         (["-o", "photos/0.png", *signing], "already exists"),
         (["-o", "signed.png", *signing], "none.pem"),
+        (["-o", "signed.png", "--certificate", "/dev/zero", "--private-key", "none.pem"], "/dev/zero: has more than"),
     ):
         code, _, err = onrw("c2pa", "photos/2.png", *words, "--key", "my.key")
         assert code == 2 and reason in err, err

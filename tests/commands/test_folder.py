@@ -222,6 +222,19 @@ def test_journal_of_a_folder_that_is_not_there(tmp_path):
     assert not journal.expects(tmp_path / "none" / "a.png") and not (tmp_path / "none").exists()
 
 
+def test_a_journal_that_is_a_pipe_or_a_device_is_refused(work, capsys):
+    """A pipe would be waited for, and /dev/zero be read until memory ends."""
+    Path("out").mkdir()
+    journal = Path("out", JOURNAL)
+    for make in (lambda: os.mkfifo(journal), lambda: journal.symlink_to("/dev/zero")):
+        make()
+        assert run() == 2 and work.done == 0
+        assert f"{journal}: is a pipe or a device; give a file in its place" in capsys.readouterr().err
+        journal.unlink()
+    journal.symlink_to("none")
+    assert run() == 0
+
+
 def test_reading_work_and_writing_overlap_within_bounds():
     counts, most, lock = {"read": 0, "finished": 0}, [], threading.Lock()
     second_read, second_worked = threading.Event(), threading.Event()

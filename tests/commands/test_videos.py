@@ -1,6 +1,7 @@
 """``onrw embed`` and ``onrw extract`` on videos: one message, read from frames of the written file."""
 
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -101,9 +102,13 @@ def test_an_unmarked_video_holds_nothing(onrw, folder):
         (["film.mp4", "other/film.mp4", "-o", "out/"], "is the result of two videos"),
         (["film.mp4", "-o", "marked.mp4", "--spare"], "--spare: is for photos alone"),
         (["none.mp4", "-o", "marked.mp4"], "none.mp4: no such file"),
+        (["pipe.mp4", "-o", "marked.mp4"], "pipe.mp4: is a pipe or a device; give a file in its place"),
     ],
 )
 def test_bad_arguments_are_named(onrw, folder, monkeypatch, words, reason):
     monkeypatch.chdir(folder)
-    code, _, err = onrw("embed", *words, "--text", "Ann", *QUICK)
-    assert code == 2 and reason in err
+    if not Path("pipe.mp4").exists():
+        os.mkfifo("pipe.mp4")
+    for message in (["--text", "Ann"], []):  # an id of its own follows from the file
+        code, _, err = onrw("embed", *words, *message, *QUICK)
+        assert code == 2 and reason in err

@@ -1,5 +1,7 @@
 """Checkpoints from disk: a diffusers folder and a single file, nothing pickled."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -58,3 +60,13 @@ def test_other_pipelines_are_refused(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ValueError, match="it is a FluxPipeline; supported are StableDiffusionPipeline"):
         load_checkpoint(tmp_path)
+
+
+def test_pipes_and_devices_are_not_read(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="is a pipe or a device"):
+        load_checkpoint(tmp_path / "model")
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors: is a pipe or a device"):
+        load_checkpoint(tmp_path / "model.safetensors")

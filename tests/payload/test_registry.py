@@ -60,6 +60,14 @@ def test_files_that_are_none(path, content):
         Registry(path)
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("opened", [Registry, Registry.create])
+def test_what_is_no_file_is_not_called_missing(path, opened, make):
+    make(path)
+    with pytest.raises(RegistryError, match="is a folder, a pipe or a device; name a file"):
+        opened(path)
+
+
 def test_damaged_file(path):
     registry = Registry.create(path)
     for i in range(8):

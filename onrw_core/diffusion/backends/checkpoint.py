@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...imaging.regular import check_regular, open_regular
 from ..model import Autoencoder, Conditioning, DiffusionModel
 
 __all__ = ["load_checkpoint"]
@@ -72,7 +73,8 @@ def load_checkpoint(
 def _kind(folder: Path) -> str:
     """The class of the pipeline that a folder describes."""
     try:
-        kind = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("_class_name")
+        with open_regular(folder / INDEX) as file:
+            kind = json.load(file).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"model {folder}: {INDEX} cannot be read ({error})") from error
     if kind not in PIPELINES:
@@ -86,6 +88,7 @@ def _configuration(path: Path, config: str | os.PathLike[str] | None) -> str:
         raise ValueError(
             f"model {path}: only .safetensors files are loaded, since pickled files can run code; convert it"
         )
+    check_regular(path)
     folder = path.with_suffix("") if config is None else Path(config)
     if not (folder / INDEX).exists():
         raise ValueError(
