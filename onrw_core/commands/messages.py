@@ -3,6 +3,7 @@
 An id of 48 bits has 24 to tell photos apart (see docs/message.md), which are few: among 10,000 photos about three pairs
 would share one. So an id that follows from key, seed and file is only the first of a row of candidates. A photo takes
 the first candidate that no other photo of its folder has, by the journal, and none in the registry, where there is one.
+A video does so too; it has no journal.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ from ..payload.message import Message, photo_id
 from ..payload.registry import Registry
 from .journal import Entry, Journal, keyed
 
-__all__ = ["Messages"]
+__all__ = ["VIDEO", "Messages"]
 
+VIDEO = "video"  # the row of a video's ids, whatever the seed
 CANDIDATES = 1000  # of each photo: as many photos would have to want one id
 
 
 class Messages:
-    """Gives the photos of one run their messages.
+    """Gives the photos or the videos of one run their messages.
 
     Args:
-        given: The message of all photos; None for an id of its own for each.
+        given: The message of all of them; None for an id of its own for each.
         key: Key of the ids.
-        seed: Of the run.
+        row: What the candidates follow from, besides key and file: the seed of the run, or `VIDEO`.
         num_bits: Raw bits of the ids.
-        journal: Of the folder; which ids its photos have is noted there as keyed digests.
+        journal: Of the folder, where there is one; which ids its photos have is noted there as keyed digests.
         registry: Whose ids are taken as well.
 
     Raises:
@@ -38,17 +40,17 @@ class Messages:
         self,
         given: Message | None,
         key: Key | None,
-        seed: int,
+        row: int | str,
         num_bits: int,
-        journal: Journal,
+        journal: Journal | None,
         registry: Registry | None,
     ) -> None:
         if given is None and key is None:
             raise ValueError("a message needs a key; give one, or raw bits")
-        self._given, self._key, self._seed, self._num_bits, self._registry = given, key, seed, num_bits, registry
-        self._journal = journal.path
+        self._given, self._key, self._row, self._num_bits, self._registry = given, key, row, num_bits, registry
+        self._journal = None if journal is None else journal.path
         self._owners: dict[str | None, str] = {}  # name of an id -> digest of the photo that has it
-        if given is None:
+        if given is None and journal is not None:
             for entry in journal.entries.values():
                 self._owners[entry.id or self.name(next(self._candidates(entry.source)))] = entry.source
 
@@ -97,5 +99,5 @@ class Messages:
     def _candidates(self, digest: str) -> Iterator[Message]:
         assert self._key is not None
         for number in range(CANDIDATES):
-            photo = f"{self._seed} {digest}" + (f" {number}" if number else "")
+            photo = f"{self._row} {digest}" + (f" {number}" if number else "")
             yield photo_id(self._key, photo, self._num_bits)

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -19,13 +20,14 @@ from ..extractors.reading import Reading
 from ..imaging.atomic import Undo, remove_abandoned
 from ..imaging.regular import open_regular
 from ..imaging.video import SUFFIXES, VideoError, is_video, sample, transcode
-from ..payload.message import Message, bit_string, photo_id
+from ..payload.message import Message, bit_string
 from ..payload.registry import Registry, perceptual_hash
 from ..pipeline import Marked
 from .common import Batch, Progress, p_value
 from .extract import FRAMES
 from .kept import check_results, sides_of
 from .marker import Marker
+from .messages import VIDEO, Messages
 from .output import json_line, say
 
 __all__ = ["embed_videos"]
@@ -55,11 +57,12 @@ def embed_videos(
     for folder in {result.parent for _, result in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder)
+    messages = Messages(given, marker.key, VIDEO, marker.extractor.num_bits, None, registry)
     batch = Batch(len(jobs))
     for source, result in jobs:
         place = batch.place()
         try:
-            message = given or _id(source, marker)
+            message = given or messages.take(_digest(source), partial(_look, source))
             figures, reading = _transcoded(arguments, marker, source, result, message, registry, own=given is None)
             batch.unreadable += not reading.carries(message)
             _show(arguments, place, source, result, message, figures, reading)
@@ -174,11 +177,9 @@ def _show(
     )
 
 
-def _id(source: Path, marker: Marker) -> Message:
-    """The id of a video, which follows from the key and the file."""
-    if marker.key is None:
-        raise ValueError("a message needs a key; give one, or raw bits")
-    return photo_id(marker.key, f"video {_digest(source)}", marker.extractor.num_bits)
+def _look(video: Path) -> str:
+    """What the registry compares videos by: the `perceptual_hash` of the first of the frames that are read."""
+    return perceptual_hash(sample(video, FRAMES)[0])
 
 
 def _jobs(inputs: list[str], output: str, overwrite: bool) -> list[tuple[Path, Path]]:

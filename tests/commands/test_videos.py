@@ -1,5 +1,6 @@
 """``onrw embed`` and ``onrw extract`` on videos: one message, read from frames of the written file."""
 
+import hashlib
 import json
 import os
 from fractions import Fraction
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onrw_core.commands import messages
 from onrw_core.commands.cli import main
+from onrw_core.imaging.video import transcode
 from onrw_core.payload.keys import Key
+from onrw_core.payload.message import encode_id
 from onrw_core.payload.registry import Registry
 
 av = pytest.importorskip("av")
@@ -86,6 +90,42 @@ def test_a_video_that_cannot_be_registered_is_not_written(onrw, folder, tmp_path
     code, _, err = onrw("embed", folder / "film.mp4", *words)
     assert code == 2 and "the registry is full" in err
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
+@pytest.fixture
+def one_first_id(monkeypatch):
+    """All videos want the same id first, and then different ones."""
+
+    def photo_id(key, photo, num_bits):
+        kind, digest, *number = photo.split()
+        assert kind == "video"
+        return encode_id(digest[:5] + number[0] if number else "c0ffee", key, num_bits)
+
+    monkeypatch.setattr(messages, "photo_id", photo_id)
+
+
+def test_a_video_whose_id_another_image_has_gets_the_next_one(onrw, folder, tmp_path, one_first_id):
+    ids = tmp_path / "ids.db"
+    registry = Registry.create(ids)
+    registry.add("c0ffee", file_hash="ab", perceptual_hash="0123456789abcdef")
+    words = ("embed", folder / "film.mp4", *QUICK, "--iterations", "1", "--registry", ids)
+    results = [tmp_path / "one.mp4", tmp_path / "two.mp4"]
+    for result in results:  # and the same one when it is marked again
+        code, _, err = onrw(*words, "-o", result)
+        assert code in (0, 3), err  # after one step it need not be readable
+    own = {entry.file_hash: entry.id for entry in registry.entries() if entry.id != "c0ffee"}
+    assert set(own) == {hashlib.sha256(result.read_bytes()).hexdigest() for result in results}
+    assert len(set(own.values())) == 1 and len(registry.lookup("c0ffee")) == 1
+
+
+def test_videos_of_one_command_get_different_ids(onrw, folder, tmp_path, one_first_id):
+    other = tmp_path / "other.mkv"
+    transcode(folder / "film.mp4", other, lambda frames: (frame.flip(-1) for frame in frames))
+    words = (*QUICK, "--iterations", "1", "--json")
+    code, out, err = onrw("embed", folder / "film.mp4", other, "-o", tmp_path / "out", *words)
+    assert code in (0, 3), err
+    bits = [json.loads(line)["bits"] for line in out.splitlines()]
+    assert len(set(bits)) == 2
 
 
 def test_an_unmarked_video_holds_nothing(onrw, folder):
