@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+from .regular import open_regular
+
 try:
     import fcntl
 except ImportError:  # Windows, where open files cannot be removed
@@ -30,8 +32,8 @@ def atomic_write(
 ) -> Iterator[BinaryIO]:
     """Open a temporary file next to `path` that replaces it, on the disk, when the block ends without an error.
 
-    An error or Ctrl-C inside the block leaves `path` unchanged and removes the temporary file. Of a symbolic link, the
-    target is replaced.
+    An error or Ctrl-C inside the block leaves `path` unchanged and removes the temporary file; of a killed process, the
+    next `atomic_write` to the same folder does. Of a symbolic link, the target is replaced.
 
     Args:
         path: The file.
@@ -51,18 +53,19 @@ def atomic_write(
     # short, so that `path` may have the longest name of the file system.
     temporary = path.with_name(f"{PREFIX}{secrets.token_hex(6)}{SUFFIX}")
     undo: Undo = None
+    remove_abandoned(path.parent)
     try:
-        with open(temporary, "xb") as file:
-            if fcntl is not None:
-                with suppress(OSError):  # a file system without locks
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed, see `remove_abandoned`
+        with _create(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
             if not overwrite and path.exists():
                 raise FileExistsError(errno.EEXIST, "exists", str(path))
             undo = commit(temporary)
-        _rename(temporary, path, overwrite)
+            if fcntl is not None:
+                _rename(temporary, path, overwrite)  # while it is locked
+        if fcntl is None:
+            _rename(temporary, path, overwrite)  # Windows renames no open file
     except BaseException:
         missing = undo is not None and not _is_there(path, temporary)
         temporary.unlink(missing_ok=True)
@@ -70,6 +73,19 @@ def atomic_write(
             undo()
         raise
     _sync_folder(path.parent)
+
+
+def _create(temporary: Path) -> BinaryIO:
+    """A new file, which no `remove_abandoned` removes as long as it is open."""
+    while True:
+        file = open(temporary, "xb")
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks, where nothing is removed
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not temporary.exists():  # it was taken for abandoned before it was locked
+                file.close()
+                continue
+        return file
 
 
 def _is_there(path: Path, temporary: Path) -> bool:
@@ -113,8 +129,9 @@ def check_writable(folder: Path) -> None:
         OSError: No file can be made there.
     """
     probe = folder / f"{PREFIX}{secrets.token_hex(6)}{SUFFIX}"
-    probe.touch(exist_ok=False)
-    probe.unlink()
+    with _create(probe):
+        pass
+    probe.unlink(missing_ok=True)  # once closed, another process may take it for abandoned
 
 
 def are_one_file(folder: Path, one: str, other: str) -> bool:
@@ -124,12 +141,10 @@ def are_one_file(folder: Path, one: str, other: str) -> bool:
         OSError: No file can be made there.
     """
     probe, same = (folder / f"{PREFIX}{name}{SUFFIX}" for name in (one, other))
-    with open(probe, "xb"):
-        pass
-    try:
-        return same.exists()
-    finally:
-        probe.unlink()
+    with _create(probe):
+        found = same.exists()
+    probe.unlink(missing_ok=True)
+    return found
 
 
 def is_temporary(path: Path) -> bool:
@@ -139,8 +154,14 @@ def is_temporary(path: Path) -> bool:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove unfinished files of killed processes in a folder, but not files that are being written."""
-    for file in filter(is_temporary, folder.iterdir() if folder.is_dir() else ()):
-        with suppress(OSError), open(file, "rb") as opened:
-            if fcntl is not None:
+    found: list[Path] = []
+    with suppress(OSError):  # a folder that is missing, or cannot be listed
+        found = [folder / name for name in os.listdir(folder) if is_temporary(Path(name))]
+    for file in found:
+        with suppress(OSError, ValueError):  # of another user, being written, or no regular file
+            if fcntl is None:
+                file.unlink()
+                continue
+            with open_regular(file) as opened:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.unlink()
+                file.unlink()

@@ -1,18 +1,25 @@
 import errno
+import fcntl
 import io
 import logging
 import os
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
+import onrw_core
+from onrw_core.imaging import atomic
 from onrw_core.imaging import files as images
 from onrw_core.imaging.atomic import atomic_write, remove_abandoned
 from onrw_core.imaging.files import DecodedImage, ImageError, load, save
+from onrw_core.payload.keys import Key
 
 ORIENTATION, ARTIST = 274, 315
 
@@ -400,6 +407,52 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert (tmp_path / "b").read_bytes() == b"whole"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tmp", "b"]
     remove_abandoned(tmp_path / "none")
+
+
+KILLED = """
+import os, signal, sys
+from onrw_core.payload.keys import Key
+os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+Key.new().save(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("locks", [True, False])  # False: as on Windows
+def test_whatever_is_written_next_removes_what_a_killed_process_left(tmp_path, monkeypatch, locks):
+    """Such as the whole secret of a key."""
+    environment = os.environ | {"PYTHONPATH": str(Path(onrw_core.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.key")], env=environment)
+    (left,) = tmp_path.iterdir()
+    assert left.suffix == ".tmp"
+    os.mkfifo(tmp_path / ".onrw-pipe.tmp")  # is not waited for
+    if not locks:
+        (tmp_path / ".onrw-pipe.tmp").unlink()
+        monkeypatch.setattr(atomic, "fcntl", None)
+    Key.new().save(tmp_path / "b.key")
+    assert not left.exists() and (tmp_path / "b.key").exists()
+
+
+def test_a_file_that_is_being_written_is_never_taken_for_abandoned(tmp_path, monkeypatch):
+    """Not before it is locked, not when it is about to get its name, and not where permissions are tried."""
+    flock, link = fcntl.flock, os.link
+
+    def late_lock(file, flags):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        remove_abandoned(tmp_path)
+        flock(file, flags)
+
+    def late_link(*names):
+        remove_abandoned(tmp_path)
+        link(*names)
+
+    monkeypatch.setattr(os, "link", late_link)
+    for name in "ab":
+        monkeypatch.setattr(fcntl, "flock", late_lock)
+        images.write(tmp_path / name, b"whole", overwrite=False)
+    for check in (lambda: atomic.check_writable(tmp_path), lambda: atomic.are_one_file(tmp_path, "a", "A")):
+        monkeypatch.setattr(fcntl, "flock", late_lock)
+        check()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"whole", "b": b"whole"}
 
 
 def test_bytes_are_on_the_disk_before_they_have_a_name(tmp_path, monkeypatch):
