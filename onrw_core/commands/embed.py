@@ -230,6 +230,7 @@ def run(arguments: argparse.Namespace) -> int:
     for folder in {result.parent for _, result in jobs}:
         remove_abandoned(folder)
 
+    noted_otherwise: list[Path] = []  # results that are registered with another note
     messages = Messages(given, key, arguments.seed, extractor.num_bits, journal, registry)
 
     def read(job: Job) -> Source | None:
@@ -237,7 +238,10 @@ def run(arguments: argparse.Namespace) -> int:
         content = images.read(source)
         if journal.done(job, content, arguments.overwrite):
             entry = journal.entry(result)
-            if entry and registry and not registry.of_file(entry.output):  # marked by a run without --registry
+            registered = registry.of_file(entry.output) if entry and registry else []
+            if arguments.note and registered and all(known.note != arguments.note for known in registered):
+                noted_otherwise.append(result)
+            if entry and registry and not registered:  # marked by a run without --registry
                 written = images.load(result).rgb
                 seen = extractor.read(written, key).thumbnail(written)
                 register(messages.noted(entry), entry.output, perceptual_hash(written), str(seen or ""))
@@ -324,6 +328,13 @@ def run(arguments: argparse.Namespace) -> int:
         finish_all(outcomes, lambda job, photo: finish(job, attempt(marker.encode, photo)))
     if batch.skipped:
         remark(f"{batch.skipped} of {batch.total} photos were already marked")
+    if noted_otherwise:
+        log.warning(
+            "--note: not stored for %d photos that %s has with another note, which is kept; for a second note, give "
+            "another --registry file",
+            len(noted_otherwise),
+            arguments.registry,
+        )
     return batch.code
 
 

@@ -577,7 +577,7 @@ def test_an_id_that_another_process_gave_meanwhile_is_not_given_again(work, few,
     assert not Path("two/other.png").exists()
 
 
-def test_a_registry_given_later_gets_what_is_done(work, capsys):
+def test_a_registry_given_later_gets_what_is_done(work, capsys, caplog):
     assert run() == 0
     ids = ids_of(capsys)
     assert run("--registry", "ids.db", "--note", "late") == 0 and work.done == len(NAMES)
@@ -587,8 +587,14 @@ def test_a_registry_given_later_gets_what_is_done(work, capsys):
         entry = entries[hashlib.sha256(content).hexdigest()]
         bits = encode_id(entry.id, KEY).bits.tolist()
         assert "".join(map(str, bits)) == ids[f"in/{name}"] and entry.note == "late" and entry.perceptual_hash
+    assert run("--registry", "ids.db", "--note", "late") == 0 and run("--registry", "ids.db") == 0
+    assert "--note" not in caplog.text
     assert run("--registry", "ids.db", "--note", "later still") == 0
     assert len(Registry("ids.db").entries()) == len(NAMES)
+    (warning,) = caplog.messages
+    assert warning.startswith(f"--note: not stored for {len(NAMES)} photos that ids.db has with another note")
+    assert run("--registry", "other.db", "--note", "later still") == 0 and len(caplog.messages) == 1  # the remedy
+    assert {entry.note for entry in Registry("other.db").entries()} == {"later still"}
 
 
 def test_a_journal_of_before_has_no_ids(work, capsys):
