@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..commands.output import say
 from ..imaging.formats import open_image
 from ..imaging.rounding import LEVELS
 from .photos import Photo
@@ -103,7 +104,7 @@ def publish(path: Path, report: dict[str, Any]) -> None:
     """Write a benchmark's report as JSON, creating its folder, and print its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, json.dumps(report, indent=1))
-    print(f"report: {path}")
+    say(f"report: {path}")
 
 
 def write(path: Path, text: str) -> None:

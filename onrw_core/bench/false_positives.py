@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import attack, suite
+from ..commands.output import say
 from ..extractors.keyed.pilot_search import PilotSearch, detect
 from ..extractors.keyed.reader import KEY_WEIGHT, Place, by_key, places, tiles_at
 from ..extractors.keyed.secret_layer import SecretLayer, find_each, log10_presence_of_each
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         from .charts import false_positives_chart
 
         false_positives_chart(report, args.out / "false-positives.png")
-        print(f"chart: {args.out / 'false-positives.png'}")
+        say(f"chart: {args.out / 'false-positives.png'}")
     return 0
 
 
@@ -162,7 +163,7 @@ def _p_values(path: str, files: list[Path], keys: int, seed: int, folder: Path) 
             known = np.concatenate([known, new])
             _keep(column, known)
             if number % REPORT_EVERY == 0:
-                _tell(f"{path}: photo {number}/{len(files)}")
+                say(f"{path}: photo {number}/{len(files)}", sys.stderr)
         columns.append(known[:keys])
     return np.stack(columns, 1)
 
@@ -255,7 +256,3 @@ def _table(report: dict[str, Any]) -> str:
             lines.append(f"{row['nominal']:>9g}{row['count']:>10}{row['rate']:>11.3g}{interval:>24}{ratio:>8.2f}")
         lines.append(f"lowest p: 1e{r['lowest_log10_p']:.1f}")
     return "\n".join(lines)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..attacks import attack, parse, suite
+from ..commands.output import say
 from ..extractors.keyed.pilot_search import detect
 from ..mini import Mini
 from ..payload.keys import Key
@@ -32,7 +33,7 @@ Measured = tuple[dict[str, list[Record]], dict[str, list[Record]]]
 
 def tell(text: str) -> None:
     """Print a line of progress to stderr; the report goes to stdout."""
-    print(text, file=sys.stderr, flush=True)
+    say(text, sys.stderr)
 
 
 def attacks_of(

@@ -21,6 +21,7 @@ import torch
 from ..attacks import MIXES
 from ..commands.common import number
 from ..commands.models import add_device, chosen_device
+from ..commands.output import say
 from ..extractors.loading import load_extractor
 from ..mini import Mini, load_mini
 from ..payload.keys import Key
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         from .charts import robustness_chart
 
         robustness_chart(report, args.out / "robustness.png")
-        print(f"chart: {args.out / 'robustness.png'}")
+        say(f"chart: {args.out / 'robustness.png'}")
     return 0
 
 

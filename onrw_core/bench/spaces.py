@@ -28,6 +28,7 @@ import torch
 
 from ..attacks import MIXES, training_mix
 from ..attacks.regeneration import regenerations
+from ..commands.output import say
 from ..extractors.keyed.extractor import KeyedExtractor
 from ..mini import Mini, load_mini
 from ..payload.keys import Key
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         from .charts import spaces_chart
 
         spaces_chart(report, args.out / "spaces.png")
-        print(f"chart: {args.out / 'spaces.png'}")
+        say(f"chart: {args.out / 'spaces.png'}")
     return 0
 
 

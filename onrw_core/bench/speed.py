@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +33,7 @@ from ..models import Loaded, load_model
 from ..payload.keys import Key
 from ..stages.noise_optimisation import PRESETS, Settings
 from .cache import generator_for, write
+from .measure import tell
 from .photos import Photo, load_photos
 from .shapes import DTYPES, SHAPES, random_model
 from .stopwatch import AGAIN, EXTRACTOR, PARTS, UNET, VAE
@@ -270,11 +270,10 @@ def _bits(extractor: Extractor, photo: Photo, seed: int) -> Tensor:
 
 def _tell(loop: str, result: dict[str, Any]) -> None:
     outcome = "success" if result["success"] else "no success"
-    text = (
+    tell(
         f"{loop}: {result['photo']}: {outcome} after {result['iterations']} iterations, {result['seconds']:.1f} s, "
         f"{100 * result['best_share']:.1f} % of the bits"
     )
-    print(text, file=sys.stderr, flush=True)
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..commands.models import add_device, chosen_device
+from ..commands.output import one_line
 from ..extractors.keyed.extractor import KeyedExtractor
 from ..mini import load_mini
 from ..payload.keys import Key
@@ -183,7 +184,9 @@ def _line(name: str, kind: str, figures: Record) -> str:
         value = figures[key]
         return f"{'-':>9}" if value is None else f"{100 * value if key in PERCENT else value:>9.{digits}f}"
 
-    return f"{name[:33]:<34}{kind:<11}" + "".join(cell(key, digits) for key, (_, digits, _) in FIGURES.items())
+    return f"{one_line(name)[:33]:<34}{kind:<11}" + "".join(
+        cell(key, digits) for key, (_, digits, _) in FIGURES.items()
+    )
 
 
 def contact_sheet(rows: list[Record], pairs: dict[str, tuple[Tensor, Tensor]]) -> Image.Image:
