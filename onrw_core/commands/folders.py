@@ -75,7 +75,8 @@ def plan(
     """
     target = Path(output)
     many = len(inputs) > 1 or any(Path(path).is_dir() for path in inputs)
-    if many or target.is_dir() or output.endswith(("/", os.sep)):
+    # Not `Path.is_dir`, which raises an error of a name that is too long.
+    if many or os.path.isdir(target) or output.endswith(("/", os.sep)):
         if target.exists() and not target.is_dir():
             raise ValueError(f"output {target}: is a file, but several results need a folder; name a folder")
         return _planned(_into(_found(inputs, target), target, suffix), overwrite, expected)
@@ -106,7 +107,8 @@ def _planned(jobs: list[tuple[Path, Path]], overwrite: bool, expected: Callable[
                 (
                     file,
                     ValueError(
-                        f"output {result}: its name is too long for the file system; give the photo a shorter name"
+                        f"output {result}: its name is too long for the file system; give it, or the photo that it is "
+                        "named after, a shorter name"
                     ),
                 )
             )

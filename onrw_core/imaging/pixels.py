@@ -2,7 +2,8 @@
 
 Input may come from any earlier step: a bicubic enlargement overshoots [0, 1], a division by zero gives NaN, a mask has
 the wrong axes. Values out of range are clamped here, and everything after it (quality, residual, report) refers to the
-clamped image. Other invalid input raises an error that names the input.
+clamped image. Other invalid input raises an error that names the input: so does an image of 0 to 255, which would be
+clamped to white.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..arguments import check_type
 __all__ = ["MIN_SIDE", "as_mask", "as_rgb", "check_finite", "check_tensor", "opaque_area"]
 
 MIN_SIDE = 64  # pixels: one tile of the watermark
+OVERSHOOT = 2.0  # an image in [0, 1] may reach it after filters; one of high dynamic range may exceed it in places
 
 
 def as_rgb(image: Tensor, name: str = "image", *, batch: bool = False, min_side: int = 1) -> Tensor:
@@ -31,7 +33,8 @@ def as_rgb(image: Tensor, name: str = "image", *, batch: bool = False, min_side:
         The image, without gradients; the same tensor where nothing had to be changed.
 
     Raises:
-        ValueError: No tensor, another shape or type, a side that is too short, NaN or infinite values.
+        ValueError: No tensor, another shape or type, a side that is too short, NaN or infinite values, or values that
+            are not of [0, 1] but of [0, 255].
     """
     check_tensor(image, name)
     shape = "(batch, 3, height, width)" if batch else "(3, height, width)"
@@ -40,7 +43,10 @@ def as_rgb(image: Tensor, name: str = "image", *, batch: bool = False, min_side:
     height, width = image.shape[-2:]
     if min(height, width) < min_side:
         raise ValueError(f"{name}: is {width}x{height} pixels; at least {min_side} on each side are needed")
-    return _in_range(image, name)
+    values = _as_floats(image, name)
+    if values.max() > OVERSHOOT and ((values > 1).float().mean() > 0.5 or torch.equal(values, values.round())):
+        raise ValueError(f"{name}: has values up to {values.max():g}; give values from 0 to 1, of 8 bits as x / 255")
+    return _clamped(values)
 
 
 def as_mask(mask: Tensor, name: str = "mask") -> Tensor:
@@ -56,7 +62,7 @@ def as_mask(mask: Tensor, name: str = "mask") -> Tensor:
     check_tensor(mask, name)
     if mask.ndim != 4 or mask.shape[:2] != (1, 1) or mask.numel() == 0:
         raise ValueError(f"{name}: has shape {tuple(mask.shape)}; give one of shape (1, 1, height, width)")
-    mask = _in_range(mask, name)
+    mask = _clamped(_as_floats(mask, name))
     if not mask.any():
         raise ValueError(f"{name}: is empty; paint the area that may carry the watermark")
     return mask
@@ -111,7 +117,7 @@ def check_finite(values: Tensor, name: str) -> None:
         raise ValueError(f"{name}: has NaN or infinite values; check the step that produced it")
 
 
-def _in_range(values: Tensor, name: str) -> Tensor:
+def _as_floats(values: Tensor, name: str) -> Tensor:
     if not values.is_floating_point():
         raise ValueError(f"{name}: has values of type {values.dtype}; give floating point from 0 to 1")
     # Some operations refuse views that are negated, and others tensors that were made under `inference_mode`.
@@ -119,5 +125,9 @@ def _in_range(values: Tensor, name: str) -> Tensor:
     values = values.detach() if values.requires_grad else values
     values = values.clone() if values.is_inference() else values
     check_finite(values, name)
+    return values
+
+
+def _clamped(values: Tensor) -> Tensor:
     low, high = values.aminmax()
     return values if low >= 0 and high <= 1 else values.clamp(0, 1)

@@ -38,6 +38,8 @@ TINY = 1e-12  # keeps the root's derivative finite where the residual is zero
 PSNR_TOLERANCE = 0.01  # dB
 SCALE_STEPS = 24
 
+LOWEST_PSNR, HIGHEST_PSNR = 20.0, 60.0  # dB, range of requested values
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +56,7 @@ class CompositionOptions:
         luma_only: Use only the residual's luminance, see `Shaping`.
 
     Raises:
-        ValueError: Unknown mode, or no finite PSNR.
+        ValueError: Unknown mode, or a PSNR out of range.
     """
 
     mode: str = "residual"
@@ -66,8 +68,8 @@ class CompositionOptions:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"unknown composition {self.mode!r}; choose from {', '.join(MODES)}")
-        if not 0 < self.target_psnr < math.inf:
-            raise ValueError(f"target_psnr: is {self.target_psnr}; give decibels, 20 to 60")
+        if not LOWEST_PSNR <= self.target_psnr <= HIGHEST_PSNR:
+            raise ValueError(f"target_psnr: is {self.target_psnr}; give decibels, {LOWEST_PSNR:g} to {HIGHEST_PSNR:g}")
 
 
 DEFAULT = CompositionOptions()

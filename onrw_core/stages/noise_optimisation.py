@@ -15,7 +15,6 @@ model: they add what the decoder cannot express, in a third of the time (docs/qu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, fields, replace
 
@@ -131,7 +130,7 @@ class Settings:
             raise ValueError(f"space is {self.space!r}; choose one of {', '.join(SPACES)}")
         if self.mix not in MIXES:
             raise ValueError(f"mix is {self.mix!r}; choose one of {', '.join(MIXES)}")
-        _ = self.constraint, self.composing  # which check the mask and the composition
+        _ = self.constraint, self.composing  # which check the mask, and the composition with its PSNR
         if self.label is not None and self.label not in LABELS:
             known = ", ".join(LABELS)
             raise ValueError(f"label: is {self.label!r}; choose one of {known}, or None for no public layer")
@@ -141,8 +140,6 @@ class Settings:
             raise ValueError(f"quality: is {self.quality}; give a score of SSIMULACRA2, {LOWEST:g} to {HIGHEST:g}")
         if self.spare and (self.quality is None or self.composition != "residual"):
             raise ValueError("spare: raises the quality of residual composition; give a quality, not a target_psnr")
-        if not 0 < self.target_psnr < math.inf:
-            raise ValueError(f"target_psnr: is {self.target_psnr}; give decibels, 20 to 60")
 
     @property
     def constraint(self) -> Constraint:

@@ -445,6 +445,10 @@ def test_names_of_any_length(work, capsys):
     err = capsys.readouterr().err
     assert err.count("its name is too long for the file system") == 2
     assert names() == sorted([f"{long}.png", f"{cjk}.jpg", JOURNAL]) and work.done == before + 2
+    assert run(folder=f"photos/{long}.png", out=f"{long}.png") == 0
+    assert run(folder=f"photos/{long}.png", out=f"{long}n.png") == 2
+    err = capsys.readouterr().err
+    assert f"output {long}n.png: its name is too long for the file system" in err and JOURNAL not in err
 
 
 # ---- disks

@@ -65,6 +65,26 @@ def test_what_is_no_picture_is_refused_by_name(reader, image, reason):
         reader(image)
 
 
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_levels_of_8_bits_are_not_clamped_to_white(reader):
+    levels = (torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0)) * 255).round()
+    night = levels * (torch.arange(96) < 20)  # most of it is black
+    for image, most in ((levels, 255), (levels * 0.99, 252.45), (night, 255)):
+        with pytest.raises(
+            ValueError, match=f": has values up to {most}; give values from 0 to 1, of 8 bits as x / 255"
+        ):
+            reader(image)
+
+
+def test_an_overshoot_and_high_dynamic_range_are_clamped():
+    """As of images in ComfyUI: filters overshoot, and lights are brighter than white."""
+    image = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0))
+    lights = image.clone()
+    lights[:, :40] *= 60
+    for bright in (image * 1.5, image + 0.9, torch.ones(3, 96, 96) * 2, lights):
+        assert torch.equal(as_rgb(bright), bright.clamp(0, 1))
+
+
 @pytest.mark.parametrize("taker", ["embed", "file"])
 def test_what_is_marked_or_saved_is_one_image(taker):
     with pytest.raises(ValueError, match=r": has shape \(1, 3, 96, 96\)"):

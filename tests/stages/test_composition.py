@@ -1,5 +1,6 @@
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -229,3 +230,10 @@ def test_no_picture_is_made_of_values_that_are_not_finite(scene, value):
         compose(*scene, CompositionOptions(target_psnr=value))
     with pytest.raises(ValueError, match="target_psnr"):
         PRESETS["fast"].with_(target_psnr=value)
+
+
+@pytest.mark.parametrize("value", [1e9, 60.1, 19.9, 0.0, -1.0])
+@pytest.mark.parametrize("options", [CompositionOptions, PRESETS["fast"].with_])
+def test_the_range_of_the_psnr_is_that_of_its_error(options, value):
+    with pytest.raises(ValueError, match=re.escape(f"target_psnr: is {value}; give decibels, 20 to 60")):
+        options(target_psnr=value)
