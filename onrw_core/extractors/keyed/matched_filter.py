@@ -94,7 +94,8 @@ def peaks(w: Tensor, layer: SecretLayer, keep: int, orientations: Tensor = ORIEN
         for count in range(len(BIT_COUNTS)):
             surface = torch.fft.irfft2(templates[count] * spectrum, s=(SIDE, SIDE))
             low, high = (float(value) for value in surface.aminmax())
-            height = max(-low, high) / float(torch.linalg.vector_norm(surface)) * SIDE
+            norm = float(torch.linalg.vector_norm(surface)) or 1.0  # a flat image has no peak
+            height = max(-low, high) / norm * SIDE
             if len(found) < keep or height > found[-1][0]:  # finding the place takes longer than the height
                 index = int(surface.argmax() if high > -low else surface.argmin())
                 found.append((height, orientation, divmod(index, SIDE)))

@@ -37,6 +37,10 @@ def test_a_peak_gives_the_shift_within_two_pixels(turns, mirrored, sign):
     assert peak.height > 8
 
 
+def test_a_flat_image_has_no_peak():
+    assert [peak.height for peak in peaks(torch.zeros(80, 96), EXTRACTOR.layer, 2)] == [0, 0]
+
+
 @pytest.mark.parametrize("index", [0, 1, 4])
 def test_the_shift_has_no_bias(index):
     """Four crops at quarters of a sample: the errors of rounding to samples cancel."""
