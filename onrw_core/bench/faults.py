@@ -213,14 +213,15 @@ class Bench:
                 raise Fault(f"{name} is another one than without the fault")
             if noted.get(name) != digest:
                 raise Fault(f"{name} is not in the journal")
-        registry = self.folder / "ids.db"
-        if registry.exists() and registry.stat().st_size:
-            registered = {entry.file_hash for entry in Registry(registry).entries()}
-            if not set(noted.values()) <= registered:
-                raise Fault("a marked photo is not in the registry")
-            ids = [entry.id for entry in Registry(registry).entries()]
-            if len(ids) != len(set(ids)):
-                raise Fault("two photos have one id, or one photo two entries")
+        with tempfile.TemporaryDirectory() as folder:  # of a copy: SQLite mends what it opens
+            for path in self.folder.glob("ids.db*"):
+                shutil.copy(path, folder)
+            entries = Registry.create(Path(folder) / "ids.db").entries()
+        if not set(noted.values()) <= {entry.file_hash for entry in entries}:
+            raise Fault("a marked photo is not in the registry")
+        ids = [entry.id for entry in entries]
+        if len(ids) != len(set(ids)):
+            raise Fault("two photos have one id, or one photo two entries")
 
     def _finish(self) -> float:
         """Run the command without a fault, to its end. Returns the seconds since its work began."""

@@ -117,8 +117,8 @@ class Registry:
             RegistryError: If it cannot be made, or something else is there.
         """
         path = as_path("registry", path, RegistryError)
-        # An empty file: of a process that was killed before the commit.
-        if not path.exists() or (path.is_file() and not path.stat().st_size):
+        # An empty file, or one that the journal makes empty again: of a process that was killed while it made it.
+        if not path.exists() or (path.is_file() and (not path.stat().st_size or _has_journal(path))):
             try:
                 connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
                 try:
@@ -259,7 +259,7 @@ class Registry:
     @contextmanager
     def _connected(self, mode: str) -> Iterator[sqlite3.Connection]:
         """A connection whose changes are committed when the block ends well."""
-        if mode == "ro" and self._has_journal():
+        if mode == "ro" and _has_journal(self.path):
             # Of a commit that goes on, or of one that was cut short; the first reader that may write takes it back.
             with self._connected("rw") as connection:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -271,13 +271,6 @@ class Registry:
                 connection.execute("COMMIT")
         finally:
             connection.close()  # without a commit, all is taken back
-
-    def _has_journal(self) -> bool:
-        """Whether a commit goes on, or was cut short."""
-        try:  # of the file itself, also where the path is a link
-            return os.stat(f"{os.path.realpath(self.path)}-journal").st_size > 0
-        except FileNotFoundError:  # asked for in one call: another process may end its commit at any time
-            return False
 
     def _explained(self, error: Exception) -> RegistryError:
         """The error with its remedy."""
@@ -291,6 +284,14 @@ class Registry:
         if "disk" in text and "malformed" not in text:
             return RegistryError(f"registry {self.path}: the disk is full or fails ({error}); nothing was changed")
         return RegistryError(f"registry {self.path}: damaged ({error}); {REMEDY}")
+
+
+def _has_journal(path: Path) -> bool:
+    """Whether a commit goes on, or was cut short."""
+    try:  # of the file itself, also where the path is a link
+        return os.stat(f"{os.path.realpath(path)}-journal").st_size > 0
+    except FileNotFoundError:  # asked for in one call: another process may end its commit at any time
+        return False
 
 
 def perceptual_hash(image: Tensor) -> str:

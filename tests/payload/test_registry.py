@@ -180,6 +180,14 @@ def test_a_kill_inside_a_commit_is_taken_back(path):
         assert not path.with_name(path.name + "-journal").exists()
 
 
+def test_a_registry_whose_making_was_killed_is_made(path):
+    begin = 'connection.execute("BEGIN IMMEDIATE")'
+    making = KILLED_IN_A_COMMIT.replace(begin, f'{begin}; connection.execute("CREATE TABLE entries (id, time, note)")')
+    subprocess.run([sys.executable, "-c", making, path])
+    assert path.stat().st_size and path.with_name(path.name + "-journal").stat().st_size
+    assert Registry.create(path).entries() == []
+
+
 def test_a_kill_inside_a_commit_is_taken_back_through_a_link(path):
     Registry.create(path).add("c0ffee")
     link = path.with_name("link.db")
