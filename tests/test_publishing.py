@@ -189,6 +189,8 @@ def test_workflow_is_valid(name):
         assert python in [entry["python"] for entry in matrix["include"]]
         comfyui = re.search(r'requires-comfyui = ">=(.*?)"', requires)[1]
         assert f"v{comfyui}" in workflow["jobs"]["comfyui"]["strategy"]["matrix"]["version"]
+        commands = " ".join(step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"])
+        assert all(script in commands for script in (".ci/types", ".ci/audit"))
 
 
 def test_versions_of_the_changelog():
