@@ -256,6 +256,7 @@ class ComposeNode(io.ComfyNode):
                 "decoded_original: it differs in size from decoded_marked; decode both with the same sampling settings"
             )
         own = images.areas(mask, original)
+        progress = Progress(len(originals))
         composed = []
         for index, image in enumerate(originals.split(1)):
             with_mark = per_image(marked.split(1), index, len(originals), "decoded_marked")
@@ -283,5 +284,6 @@ class ComposeNode(io.ComfyNode):
                 area=area,
             )
             composed.append(part.paste(composition.image, image))
+            progress.advance(composed[-1])
         result = torch.cat(composed)
         return io.NodeOutput(images.to_comfy(result, original), images.to_comfy(images.residual(result, originals)))

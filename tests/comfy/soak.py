@@ -3,11 +3,11 @@
     python tests/comfy/soak.py --comfy ~/comfy/ComfyUI --runs 200
 
 Two seeds take turns, so that nothing comes from ComfyUI's cache, and each has to give the same picture every time. In
-between, runs of one node and of the four stages are cancelled at random moments, the stages after the inversion get
+between, runs are cancelled at random moments of each node of `AIMS` in turn, the stages after the inversion get
 another model (which they refuse), two prompts are queued at once, the model is used by stock nodes, whose picture
-must stay the same as before any marking, and halfway the server is started anew. At the end it says in which nodes
-runs were cancelled, and how memory, open files and hooks of the server went after the warm-up, and fails where one of
-them grew by more than the limit.
+must stay the same as before any marking, and halfway the server is started anew. At the end it says how often runs
+ended in which node that was to be cancelled, and how memory, open files and hooks of the server went after the
+warm-up, and fails where a node was not cancelled in each round, or one of them grew by more than the limit.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import argparse
 import hashlib
 import json
 import random
-import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import psutil
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
+SAMPLES = PACK / "onrw_core" / "samples"
 sys.path.insert(0, str(HERE))
 
 from server import Server, failure  # noqa: E402
@@ -34,6 +35,9 @@ from server import Server, failure  # noqa: E402
 LIMIT = 0.02  # growth of memory after the warm-up
 WARM_UP = 10  # runs
 HANDLES = 2  # open files more than after the warm-up: a connection that is being closed
+ROUNDS = (3, 6)  # the runs of ten after which each node is cancelled
+TRIES = 5  # to cancel a run within a node: a late cancel ends it in the next one
+SIDE = 256  # pixels of the photos, which are larger than what is worked on
 MARKING = {"size": 128, "preset": "quick"}
 STAGES = {  # of the workflow with a node for each
     "ImageScale": {"width": 128, "height": 128},
@@ -49,6 +53,7 @@ OTHER = {  # the embedded model with other weights, by ComfyUI's patches
 SHOWN = {"PreviewImage", "MaskToImage", "ONRW_SaveInversion", "ONRW_Read"}  # not part of the soak
 PROBE = """
 import gc
+
 import torch
 from aiohttp import web
 from server import PromptServer
@@ -61,6 +66,11 @@ async def hooks(request):
     modules = [found for found in gc.get_objects() if isinstance(found, torch.nn.Module)]
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return web.json_response(sum(len(getattr(module, name)) for module in modules for name in names))
+
+
+@PromptServer.instance.routes.get("/soak/node")
+async def node(request):
+    return web.json_response(PromptServer.instance.last_node_id)
 """
 
 
@@ -76,7 +86,9 @@ def main() -> int:
             (base / name).mkdir()
         (base / "custom_nodes" / "onrw_pack").symlink_to(PACK)
         (base / "custom_nodes" / "probe.py").write_text(PROBE)
-        shutil.copy(arguments.comfy / "input" / "example.png", base / "input")
+        for path in SAMPLES.glob("*.jpg"):  # the pack does not replace what is there
+            with Image.open(path) as photo:
+                photo.resize((SIDE, SIDE)).save(base / "input" / f"onrw_{path.name}")
         return Soak(arguments.comfy, base, random.Random(arguments.seed)).run(arguments.runs)
 
 
@@ -87,29 +99,30 @@ class Soak:
         self.comfy, self.base, self.random = comfy, base, random
         self.server = Server(comfy, base)
         self.pictures: dict[str, str] = {}
-        self.seconds = {"one node": 10.0, "stages": 10.0}
-        self.cancelled: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)  # of the nodes, in a run that is not cancelled
+        self.cancelled: Counter[tuple[str, str]] = Counter()  # (node that was to be cancelled, where the run ended)
         self.wrong = 0
 
     def run(self, runs: int) -> int:
         self.picture("stock", stock())  # before any marking
-        memory, handles, hooks = [], [], []
+        for workflow in dict.fromkeys(AIMS.values()):
+            self.measure(workflow(2))
+        memory, handles, hooks, rounds = [], [], [], 0
         for number in range(runs):
             if number == runs // 2:
                 self.server.close()
                 self.server = Server(self.comfy, self.base)
                 memory, handles, hooks = [], [], []  # of one process
-            self.seconds["one node"] = self.picture(f"seed {number % 2}", marking(number % 2))
+            self.picture(f"seed {number % 2}", marking(number % 2))
             if number % 10 == 1:
-                self.seconds["stages"] = self.picture(
-                    f"stages {number // 10 % 2}", stages(number // 10 % 2, swapped=False)
-                )
+                self.picture(f"stages {number // 10 % 2}", stages(number // 10 % 2))
                 self.refusal(stages(0, swapped=True))
                 self.picture("stock of the other", stock(other=True))
                 self.picture("stock", stock())
-            if number % 10 in (3, 6):
-                self.cancel("one node", marking(2))
-                self.cancel("stages", stages(2, swapped=False))
+            if number % 10 in ROUNDS:
+                rounds += 1
+                for node, workflow in AIMS.items():
+                    any(self.cancel(node, workflow(100 + TRIES * number + attempt)) for attempt in range(TRIES))
                 self.picture("stock", stock())
             if number % 10 == 8:
                 answers = [self.server.queue(marking(seed)) for seed in (1, 0)]
@@ -128,18 +141,33 @@ class Soak:
         growth = sum(late) / sum(early) - 1
         more = max(handles[warm:]) - handles[warm]
         left = max(hooks[warm:]) - hooks[warm]
-        print("cancelled in " + ", ".join(f"{node} {times}" for node, times in self.cancelled.most_common()))
+        for node in AIMS:
+            ends = {end: times for (aim, end), times in self.cancelled.items() if aim == node}
+            print(f"{node} cancelled: {ends.get(node, 0)} of {sum(ends.values())} runs ended there, all: {ends}")
+            if ends.get(node, 0) < rounds:
+                self.complain(f"{node}: was not cancelled in each of {rounds} rounds")
         print(
             f"{runs} runs: {self.wrong} wrong; after the warm-up memory {growth:+.1%}, open files {more:+d}, "
             f"hooks {left:+d}"
         )
         return int(self.wrong > 0 or growth > LIMIT or more > HANDLES or left > 0)
 
-    def picture(self, name: str, prompt: dict) -> float:
-        """Run a prompt; its picture has to be what it was the first time. Returns the seconds it took."""
-        start = time.monotonic()
+    def picture(self, name: str, prompt: dict) -> None:
+        """Run a prompt; its picture has to be what it was the first time."""
         self.expect(name, self.server.run(prompt))
-        return time.monotonic() - start
+
+    def measure(self, prompt: dict) -> None:
+        """Run a prompt, and note how long each node takes."""
+        prompt_id, before = self.server.queue(prompt)["prompt_id"], time.monotonic()
+        while not self.server.get(f"/history/{prompt_id}"):
+            node, now = self.executing(prompt), time.monotonic()
+            self.seconds[node] += now - before
+            before = now
+            time.sleep(0.01)
+
+    def executing(self, prompt: dict) -> str:
+        """The kind of the node that the server is at, in a prompt that it runs; "" for none."""
+        return prompt.get(self.server.get("/soak/node"), {"class_type": ""})["class_type"]
 
     def expect(self, name: str, entry: dict) -> None:
         if entry["status"]["status_str"] != "success":
@@ -154,17 +182,22 @@ class Soak:
         if "connect the same model" not in (text := told(self.server.run(prompt))):
             self.complain(f"another model is not refused: {text}")
 
-    def cancel(self, kind: str, prompt: dict) -> None:
-        """Stop a run at a random moment of it."""
+    def cancel(self, node: str, prompt: dict) -> bool:
+        """Cancel a run at a random moment of a node; whether it ended there."""
         prompt_id = self.server.queue(prompt)["prompt_id"]
-        time.sleep(self.random.uniform(0, self.seconds[kind]))
+        while self.executing(prompt) != node and not self.server.get(f"/history/{prompt_id}"):
+            time.sleep(0.01)
+        time.sleep(self.random.uniform(0, self.seconds[node]))
         self.server.post("/interrupt", {})
         entry = self.server.wait(prompt_id)
-        for message, data in entry["status"]["messages"]:
-            if message == "execution_error":
-                self.complain(f"cancelled: {told(entry)}")
-            if message == "execution_interrupted":
-                self.cancelled[data["node_type"]] += 1
+        stopped = failure(entry)
+        if stopped.get("kind") == "execution_error":
+            self.complain(f"cancelled: {told(entry)}")
+        end = stopped.get("node_type", "none")
+        self.cancelled[node, end] += 1
+        if end != node:  # it takes less time than was measured, on a busy machine
+            self.seconds[node] /= 2
+        return end == node
 
     def complain(self, text: str) -> None:
         self.wrong += 1
@@ -185,17 +218,36 @@ def marking(seed: int) -> dict:
     return prompt
 
 
-def stages(seed: int, swapped: bool) -> dict:
-    """The workflow with a node for each stage, small; `swapped` gives the stages after the inversion another model."""
-    prompt = json.loads((PACK / "workflows" / "api" / "Four stages.json").read_text(encoding="utf-8"))
+def stages(seed: int, swapped: bool = False, workflow: str = "Four stages") -> dict:
+    """A workflow with a node for each stage, small; `swapped` gives the stages after the inversion another model.
+
+    The prompt has another text for each seed, so that no stage comes from ComfyUI's cache.
+    """
+    prompt = json.loads((PACK / "workflows" / "api" / f"{workflow}.json").read_text(encoding="utf-8"))
     prompt = {name: node for name, node in prompt.items() if node["class_type"] not in SHOWN}
     for node in prompt.values():
         node["inputs"] |= STAGES.get(node["class_type"], {})
+        if text := node["inputs"].get("text"):
+            node["inputs"]["text"] = f"{text} {seed}"
         if node["class_type"] == "ONRW_OptimizeNoise":
             node["inputs"]["seed"] = seed
         if swapped and node["class_type"] in ("ONRW_OptimizeNoise", "ONRW_ConstrainedDenoise"):
             node["inputs"]["model"] = ["other", 0]
     return prompt | (OTHER if swapped else {})
+
+
+def sampled(seed: int) -> dict:
+    """The workflow in which ComfyUI samples and ONRW_Compose composes, small."""
+    return stages(seed, workflow="Sampler graph")
+
+
+AIMS = {  # the nodes that are cancelled
+    "ONRW_Embed": marking,
+    "ONRW_NullTextInversion": stages,
+    "ONRW_OptimizeNoise": stages,
+    "ONRW_ConstrainedDenoise": stages,
+    "ONRW_Compose": sampled,
+}
 
 
 def stock(other: bool = False) -> dict:
@@ -229,8 +281,6 @@ def stock(other: bool = False) -> dict:
 
 
 def pixels(path: Path) -> bytes:
-    from PIL import Image
-
     with Image.open(path) as image:
         return image.tobytes()
 

@@ -230,6 +230,17 @@ def test_compose_wants_the_watermark_of_the_sampled_noise(nodes, watermark, imag
         composing(nodes, image, small, small, watermark=watermark[0])
 
 
+def test_compose_can_be_cancelled(nodes, image):
+    import comfy.model_management
+
+    comfy.model_management.interrupt_current_processing()
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            composing(nodes, image, image[:1] * 0.9, image[:1])
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+
+
 def test_sampler_graph_with_injected_attention_and_null_embeddings(
     nodes, mini, invert, image, extractor, message, stock
 ):
