@@ -4,7 +4,7 @@
 2. The search: the geometries that the pilot proposes (`hypotheses`).
 3. After its first stage, which finds most: the key alone (`matched_filter`), for images without pilot that were
    shifted, cropped, flipped or turned by quarters.
-4. Last, and on request only, the deep search: the key alone under many rotations and scales, for a minute or two.
+4. Last, and on request only, the deep search: the key alone under many rotations and scales, for some minutes.
 
 In each attempt the key's patterns are compared at all places of the pattern, and the geometry of promising attempts is
 refined by the sync pattern. The reading stops at the first attempt whose p-value is clearly below the limit. Its bits
