@@ -131,6 +131,8 @@ class Registry:
                 finally:
                     connection.close()
             except (sqlite3.Error, OSError) as error:
+                if isinstance(error, sqlite3.DatabaseError) and path.is_file() and path.stat().st_size:
+                    raise _explained(path, error) from None  # it is there
                 raise RegistryError(f"registry {path}: cannot be made ({error})") from None
         return cls(path)
 
@@ -254,7 +256,7 @@ class Registry:
             with self._connected("rw" if write else "ro") as connection:
                 yield connection
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            raise self._explained(error) from None
+            raise _explained(self.path, error) from None
 
     @contextmanager
     def _connected(self, mode: str) -> Iterator[sqlite3.Connection]:
@@ -272,18 +274,17 @@ class Registry:
         finally:
             connection.close()  # without a commit, all is taken back
 
-    def _explained(self, error: Exception) -> RegistryError:
-        """The error with its remedy."""
-        text = str(error)
-        if "locked" in text:
-            return RegistryError(f"registry {self.path}: another process is writing; try again")
-        if "readonly" in text or "unable to open" in text:
-            return RegistryError(
-                f"registry {self.path}: cannot be written ({error}); check its and its folder's permissions"
-            )
-        if "disk" in text and "malformed" not in text:
-            return RegistryError(f"registry {self.path}: the disk is full or fails ({error}); nothing was changed")
-        return RegistryError(f"registry {self.path}: damaged ({error}); {REMEDY}")
+
+def _explained(path: Path, error: Exception) -> RegistryError:
+    """The error with its remedy."""
+    text = str(error)
+    if "locked" in text:
+        return RegistryError(f"registry {path}: another process is writing; try again")
+    if "readonly" in text or "unable to open" in text:
+        return RegistryError(f"registry {path}: cannot be written ({error}); check its and its folder's permissions")
+    if "disk" in text and "malformed" not in text:
+        return RegistryError(f"registry {path}: the disk is full or fails ({error}); nothing was changed")
+    return RegistryError(f"registry {path}: damaged ({error}); {REMEDY}")
 
 
 def _has_journal(path: Path) -> bool:

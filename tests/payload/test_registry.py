@@ -267,3 +267,15 @@ def test_an_entry_is_taken_back_only_by_who_made_it(tmp_path):
     assert len(registry.entries()) == 2
     first()
     assert [entry.note for entry in registry.entries()] == ["earlier"]
+
+
+def test_a_registry_that_another_process_writes_is_busy_and_not_damaged(tmp_path, monkeypatch):
+    registry = Registry.create(tmp_path / "ids.db")
+    monkeypatch.setattr("onrw_core.payload.registry.WAIT_SECONDS", 0.05)
+    with closing(sqlite3.connect(registry.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("PRAGMA user_version=1")  # begins the journal
+        other.execute("CREATE TABLE another (x)")
+        assert (tmp_path / "ids.db-journal").stat().st_size
+        with pytest.raises(RegistryError, match="another process is writing"):
+            Registry.create(registry.path)
