@@ -193,10 +193,9 @@ def _of_jpeg(image: JpegImageFile, dropped: list[str]) -> dict:
 def _of_tiff(image: TiffImageFile, content: bytes, dropped: list[str]) -> dict:
     """The descriptive tags of a TIFF directory, with the orientation for `orient`, IPTC and Photoshop's resources."""
     directory = tiff.parse(content or image.getexif().tobytes().removeprefix(EXIF_HEADER))
-    found: dict = {}
     resources = _of_photoshop(_swapped(directory, TIFF_PHOTOSHOP), dropped)
     iptc = _swapped(directory, TIFF_IPTC) or resources.pop("iptc", b"")
-    found = resources | ({"iptc": iptc} if iptc else {})
+    found: dict = resources | ({"iptc": iptc} if iptc else {})
     if directory.number(RESOLUTION_UNIT) == 1 and len({directory.data(tag) for tag in RESOLUTIONS}) > 1:
         dropped.append("the shape of the pixels")
     kept = _descriptive(directory, dropped)
@@ -212,7 +211,7 @@ def _of_tiff(image: TiffImageFile, content: bytes, dropped: list[str]) -> dict:
 
 def _descriptive(directory: tiff.Directory, dropped: list[str]) -> tiff.Directory:
     """A directory without the layout of its file; what cannot be kept goes by name into `dropped`."""
-    kept, lost = {}, [tag for tag in directory.damaged if tag not in LAYOUT]
+    kept, lost = {}, [*directory.damaged]
     for tag, value in directory.fields.items():
         if tag in BOUND or (isinstance(value, tiff.Field) and value.kind not in tiff.CARRIED_TYPES):
             lost.append(tag)
@@ -345,7 +344,7 @@ def orient(image: Image.Image, info: dict) -> Image.Image:
     """Apply the orientation of Exif or XMP, and remove it from `info` with what is false of turned pixels."""
     thumbnail = False
     orientation = None
-    exif = re.sub(rb"^(Exif\0\0){1,2}", b"", info.get("exif", b""))
+    exif = _without_header(info.get("exif", b""))
     directory = tiff.parse(exif)
     entry = directory.fields.get(ORIENTATION)
     if isinstance(entry, tiff.Field):
@@ -391,6 +390,11 @@ def orient(image: Image.Image, info: dict) -> Image.Image:
     if lost:
         info["dropped"] = (*info.get("dropped", ()), *lost)
     return image.transpose(method)
+
+
+def _without_header(exif: bytes) -> bytes:
+    """Exif as a TIFF file; some programs write the header twice."""
+    return re.sub(rb"^(Exif\0\0){1,2}", b"", exif)
 
 
 def _upright_xmp(xmp: bytes) -> tuple[bytes, int | None]:
@@ -516,7 +520,7 @@ def _fitting(exif: bytes, lost: list[str]) -> bytes:
 
 def _for_tiff(options: dict, lost: list[str]) -> tiff.Directory:
     """The directory of a TIFF file; what it cannot have goes by name into `lost`."""
-    source = tiff.parse(re.sub(rb"^(Exif\0\0){1,2}", b"", options.get("exif", b"")))
+    source = tiff.parse(_without_header(options.get("exif", b"")))
     if "exif" in options and not source.fields:
         lost.append("Exif, which is damaged")
     if source.following:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -176,7 +177,7 @@ def encode_tiff(levels: np.ndarray, directory: Directory, dpi: tuple[float, floa
         PLANAR: (SHORT, [CONTIGUOUS]),
         PREDICTOR: (SHORT, [HORIZONTAL]),
         STRIP_BYTES: (LONG, map(len, strips)),
-        STRIP_OFFSETS: (LONG, (8 + sum(map(len, strips[:index])) for index in range(len(strips)))),
+        STRIP_OFFSETS: (LONG, accumulate(map(len, strips[:-1]), initial=8)),
     }
     if channels == 4:
         layout[EXTRA_SAMPLES] = (SHORT, [STRAIGHT_ALPHA])

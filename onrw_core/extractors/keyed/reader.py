@@ -360,7 +360,8 @@ def read(
 
     def is_final(attempt: Attempt) -> bool:
         # The key found it, and a refinement leaves it as it is: a search for the pilot will not find a better geometry.
-        return attempt.place.by_key and holds(attempt, 1) and attempts.refine(attempt, RECEIVED_SIDE).still
+        found = attempt.place.by_key and holds(attempt, 1)
+        return found and (attempt.still or attempts.refine(attempt, RECEIVED_SIDE).still)
 
     tried_places: Iterator[Place] = places(finder, layer, size, search)
     if at is not None:
