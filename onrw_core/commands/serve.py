@@ -20,6 +20,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from string import Template
@@ -78,19 +79,23 @@ def run(arguments: argparse.Namespace) -> int:
     examine = Examiner(key, registry, arguments.fpr)
     readers = "No key was given: only what needs no key is reported." if key is None else f"Key {key.fingerprint}."
 
+    # All reading is done in one thread, which has ended before Python does. A thread that has used torch aborts the
+    # process if it ends while Python does, also when it no longer computes.
+    reader = ThreadPoolExecutor(1)
+
     def read(name: str, content: bytes) -> str:
-        return render(examine(name, content, MAX_PIXELS))
+        return reader.submit(lambda: render(examine(name, content, MAX_PIXELS))).result()
 
     try:
         server = Server(read, readers, arguments.port)
     except OSError as error:
         raise ValueError(f"--port {arguments.port}: {error.strerror or error}; choose another, or 0") from None
-    with server:
+    with reader, server:
         say(f"{server.url} (Ctrl-C ends it)")
         try:
             server.serve_forever()
         finally:
-            server.reading.acquire()  # waits for the image that is read: Python must not end while torch computes
+            server.reading.acquire()  # waits for the image that is read, and lets no other begin
     return 0
 
 

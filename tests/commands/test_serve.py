@@ -236,6 +236,30 @@ def test_ctrl_c_waits_for_the_image_that_is_read(folder):  # noqa: F811
     assert process.returncode == 130 and err.splitlines() == ["onrw: interrupted"]
 
 
+def test_the_thread_that_reads_ends_before_python(folder, monkeypatch):  # noqa: F811
+    """A thread that has used torch aborts the process if it ends while Python does."""
+    from onrw_core.commands import cli, html_report
+
+    readers = []
+
+    def two_requests(server):
+        for name in ("0.png", "1.png"):
+            content = (folder / "photos" / name).read_bytes()
+            request = threading.Thread(target=server.read, args=(name, content))
+            request.start()
+            request.join()
+        raise KeyboardInterrupt
+
+    render = html_report.render
+    monkeypatch.setattr(
+        html_report, "render", lambda report: readers.append(threading.current_thread()) or render(report)
+    )
+    monkeypatch.setattr(Server, "serve_forever", two_requests)
+    assert cli.main(["serve", "--key", str(folder / "my.key"), "--port", "0"]) == 130
+    assert len(readers) == 2 and len(set(readers)) == 1
+    assert not readers[0].daemon and not readers[0].is_alive()
+
+
 def test_a_port_that_is_taken(start, folder, capsys):  # noqa: F811
     from onrw_core.commands import cli
 
