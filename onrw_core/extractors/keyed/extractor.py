@@ -43,7 +43,7 @@ from .public_layer import PILOT_DIMENSIONS, pilot
 from .reader import read
 from .rectify import Rectified
 from .secret_layer import BIT_COUNTS, SecretLayer
-from .tile_average import half_tiles
+from .tile_average import HalfTiles, half_tiles
 from .views import whitened
 
 __all__ = ["KeyedExtractor"]
@@ -63,6 +63,7 @@ STRENGTH_WEIGHT = 0.05
 # Of the public layer's loss, and the margin of the cosine of the pilot and its 64 coefficients of a window:
 # docs/wire-format-2.md has the measurements.
 PILOT_WEIGHT, PILOT_MARGIN = 0.6, 0.6
+KEPT_WEIGHT = 2.0  # of what the image has already, where that contains watermarks: docs/quality.md
 
 
 class KeyedExtractor(Extractor):
@@ -76,6 +77,7 @@ class KeyedExtractor(Extractor):
         public: That of the image; they differ where a watermark without public layer is added to one.
         place: Row and column in the pattern of the frame's first tile.
         frame: Map from the image to the frame of its tiles; None if a tile begins at its upper left corner.
+        kept: The image's half tiles, which the loss keeps; None where no other watermark is known of.
         layer: The key's patterns and phases.
     """
 
@@ -89,6 +91,7 @@ class KeyedExtractor(Extractor):
         label: str | None = NO_LABEL,
         place: tuple[int, int] = (0, 0),
         frame: Geometry | None = None,
+        kept: HalfTiles | None = None,
     ) -> None:
         """
         Args:
@@ -97,11 +100,13 @@ class KeyedExtractor(Extractor):
             label: Public label of the watermark, one of `LABELS`; None for no public layer.
             place: Row and column in the pattern of the frame's first tile.
             frame: Map from the image to the frame of its tiles; None if a tile begins at its upper left corner.
+            kept: The image's half tiles, which the loss is to keep; None for no such term.
         """
         check_key(key)
         if num_bits not in BIT_COUNTS:
             raise ValueError(f"num_bits is {num_bits}; the keyed extractor carries one of {BIT_COUNTS} bits")
         self.key, self.num_bits, self.label, self.place, self.frame = key, num_bits, label, place, frame
+        self.kept = kept
         self.public = label
         self.layer = _layer(key)
         self._sync = self.layer.sync_for(num_bits).float()
@@ -116,12 +121,12 @@ class KeyedExtractor(Extractor):
         super().for_bits(num_bits)
         if num_bits == self.num_bits:
             return self
-        return KeyedExtractor(self.key, num_bits, self.label, self.place, self.frame)
+        return KeyedExtractor(self.key, num_bits, self.label, self.place, self.frame, self.kept)
 
     def for_image(self, image: Tensor, label: str | None = NO_LABEL, again: bool = False) -> KeyedExtractor:
         """See `Extractor.for_image`. In an image that has a public layer, the watermark takes its frame and its label.
 
-        So watermarks of several keys share one pilot, which is renewed.
+        So watermarks of several keys share one pilot, which is renewed, and the loss keeps those that are there.
         """
         image = image.detach().cpu()
         present = detect(image, quick=True)
@@ -134,10 +139,16 @@ class KeyedExtractor(Extractor):
             extractor.public = present.label if label is None else label
             if present.found:
                 logger.warning("the image has a public layer, which stays: it can be detected without the key")
-            return extractor
+            return extractor._keeping(image) if present.found else extractor
         if present.label is not None and present.label != label:
             logger.warning("the image has the public label %s, which is not changed to %s", present.label, label)
-        return KeyedExtractor(self.key, self.num_bits, present.label or label, place, present.to_marked)
+        return KeyedExtractor(self.key, self.num_bits, present.label or label, place, present.to_marked)._keeping(image)
+
+    @torch.no_grad()
+    def _keeping(self, image: Tensor) -> KeyedExtractor:
+        """This extractor, whose loss keeps what an image (1, 3, H, W) has in the band."""
+        self.kept = half_tiles(self._rectified(image, None))
+        return self
 
     def refuse_marked(self, image: Tensor) -> None:
         image = image.detach().cpu()
@@ -156,9 +167,9 @@ class KeyedExtractor(Extractor):
     def for_window(self, top: int, left: int) -> KeyedExtractor:
         if self.frame is not None or top % TILE or left % TILE:
             frame = (self.frame or Geometry.identity()) @ Geometry.shift(left, top)
-            return KeyedExtractor(self.key, self.num_bits, self.label, self.place, frame)
-        row, column = self.place
-        return KeyedExtractor(self.key, self.num_bits, self.label, (row + top // TILE, column + left // TILE))
+            return KeyedExtractor(self.key, self.num_bits, self.label, self.place, frame, self.kept)
+        place = self.place[0] + top // TILE, self.place[1] + left // TILE
+        return KeyedExtractor(self.key, self.num_bits, self.label, place, kept=self.kept)
 
     def pattern(self, bits: Tensor, size: tuple[int, int], pilot_share: float = 0.3) -> Tensor:
         """The watermark that the patterns define, (height, width), of root mean square 1, without regard to an image.
@@ -210,6 +221,10 @@ class KeyedExtractor(Extractor):
         absolute correlation with the tile, has a gradient that does not depend on the state of the bits. The windows
         make crops at any position readable. The pilot has the same two terms: a hinge in every window, and strength.
 
+        Watermarks of other keys are linear functions of the half tiles, which nobody knows without these keys. Without
+        a term for them the optimisation would remove them, as it removes the grain of the photo: they are noise to its
+        own patterns. So `kept` adds one minus the cosine between the half tiles as they are and as they were.
+
         Args:
             images: (B, 3, H, W) in [0, 1].
             bits: (num_bits,) of 0/1.
@@ -236,6 +251,8 @@ class KeyedExtractor(Extractor):
             parts = _windows(public) if windowed else public.sum((1, 2))[:, None]
             missing = _hinge(F.normalize(parts, dim=-1) @ expected, PILOT_MARGIN).mean(1)
             loss = loss + PILOT_WEIGHT * (missing - STRENGTH_WEIGHT * strength)
+        if self.kept is not None:
+            loss = loss + KEPT_WEIGHT * (1 - _likeness(halves, self.kept))
         return loss, self._logits(tile)
 
     def _tile_loss(self, tile: Tensor, signs: Tensor, margin: float, sync_margin: float) -> Tensor:
@@ -286,6 +303,23 @@ def _windows(halves: Tensor) -> Tensor:
     """Sums over all windows of half tiles (B, rows, columns, d), up to a factor: (B, windows, d)."""
     grid = rearrange(halves, "b rows columns d -> b d rows columns")
     return rearrange(F.avg_pool2d(grid, WINDOW, stride=1), "b d rows columns -> b (rows columns) d")
+
+
+def _likeness(halves: HalfTiles, others: HalfTiles) -> Tensor:
+    """Cosine between half tiles where there are both, (B,); 0 where there are none."""
+    (height, width), (other_height, other_width) = halves.values.shape[1:3], others.values.shape[1:3]
+    rows, other_rows = _shared(halves.row, height, others.row, other_height)
+    columns, other_columns = _shared(halves.column, width, others.column, other_width)
+    first = halves.values[:, rows, columns].flatten(1)
+    second = others.values[:, other_rows, other_columns].flatten(1)
+    return F.cosine_similarity(first, second.to(first), dim=1)
+
+
+def _shared(start: int, length: int, other_start: int, other_length: int) -> tuple[slice, slice]:
+    """What two lines of half tiles share, as a slice of each; both are empty where they share nothing."""
+    first = max(start, other_start)
+    last = max(first, min(start + length, other_start + other_length))
+    return slice(first - start, last - start), slice(first - other_start, last - other_start)
 
 
 def _hinge(value: Tensor, margin: float) -> Tensor:

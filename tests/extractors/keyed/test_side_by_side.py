@@ -4,9 +4,11 @@ import logging
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from onrw_core.extractors.base import AlreadyMarkedError
-from onrw_core.extractors.keyed.extractor import KeyedExtractor
+from onrw_core.extractors.keyed.extractor import KeyedExtractor, _likeness
+from onrw_core.extractors.keyed.tile_average import HalfTiles, half_tiles
 from onrw_core.imaging.geometry import Geometry, resample
 from onrw_core.payload.keys import Key
 
@@ -50,6 +52,43 @@ def test_another_key_takes_frame_and_label_of_the_first(marked, caplog):
     reading = FIRST.read((crop - step)[0].clamp(0, 1), search=False)
     assert reading.detected and torch.equal(reading.bits, BITS)
     assert float(second.loss(crop - step, BITS)) < float(loss.detach()) - 0.1
+
+
+@pytest.mark.parametrize("label", ["none", None])
+def test_the_loss_keeps_the_watermarks_that_are_there(marked, label):
+    """The gradient of the loss without `kept` would reduce the half tiles of the image; with it, it does not."""
+    crop = marked[..., 21:, 37:]
+    second = SECOND.for_image(crop, label)
+    careless = KeyedExtractor(second.key, 48, second.label, second.place, second.frame)
+    likeness = []
+    for extractor in (second, careless):
+        image = crop.clone().requires_grad_()
+        for _ in range(8):
+            (gradient,) = torch.autograd.grad(extractor.loss(image, BITS).sum(), image)
+            image = (image - 0.004 * gradient / gradient.square().mean().sqrt()).detach().requires_grad_()
+        likeness.append(float(_likeness(half_tiles(second._rectified(image.detach(), None)), second.kept)))
+    assert likeness[0] > likeness[1] + 0.05
+
+
+def test_only_a_marked_image_is_kept(grain, marked):
+    assert SECOND.for_image(grain).kept is None and SECOND.for_image(grain, None).kept is None
+    second = SECOND.for_image(marked)
+    assert second.kept is not None
+    assert second.for_window(64, 128).kept is second.kept and second.for_bits(32).kept is second.kept
+
+
+def test_half_tiles_are_compared_where_both_are(marked):
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randn(1, 6, 8, 364, generator=generator)
+    whole = HalfTiles(values, 10, 20)
+    assert float(_likeness(whole, whole)) == pytest.approx(1)
+    part = HalfTiles(values[:, 2:, 3:6], 12, 23)
+    assert float(_likeness(part, whole)) == pytest.approx(1) == float(_likeness(whole, part))
+    moved = HalfTiles(values, 12, 21)
+    expected = F.cosine_similarity(values[:, :4, :7].flatten(1), values[:, 2:, 1:].flatten(1))
+    assert float(_likeness(moved, whole)) == pytest.approx(float(expected))
+    for row, column in ((16, 20), (4, 20), (10, 28), (0, 0), (40, 50)):
+        assert float(_likeness(HalfTiles(values, row, column), whole)) == 0
 
 
 def test_windows_continue_the_pattern(marked):
