@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..attacks import attack, parse, suite
 from ..commands.output import say
@@ -22,9 +23,10 @@ from .report import PLAIN, progress
 from .statistics import PUBLIC, judge
 from .systems import Onrw, System
 
-__all__ = ["Measured", "attacks_of", "measure", "tell"]
+__all__ = ["Measured", "attacks_of", "labels_read", "measure", "tell"]
 
 CHOSEN = "chosen"  # attacks named one by one
+RANDOM = "onrw12-random"  # the suite that draws its strengths
 
 Record = dict[str, Any]
 Attacks = Callable[[str], Iterator[tuple[str, str, Any]]]
@@ -65,7 +67,7 @@ def attacks_of(
         for name in suites:
             if name == "regeneration":
                 yield from ((name, str(a), a) for a in models)
-            elif name == "onrw12-random":
+            elif name == RANDOM:
                 drawn = suite(name, generator_for(seed, name, photo))
                 yield from ((name, f"random {a.name}", a) for a in drawn)
             else:
@@ -135,8 +137,40 @@ def _measure(
                 }
                 record |= judge(outcome, expected, key, note["id"])
             if public:
-                found = detect(attacked)
-                record[PUBLIC] = {"found": found.found, "label": found.label, "log10_p": round(found.log10_p, 2)}
+                record[PUBLIC] = _public(attacked)
             cache.keep_reading(record)
         records.append(record)
     return note, records
+
+
+def _public(image: Tensor) -> Record:
+    """What the public layer of an image (1, 3, H, W) says."""
+    found = detect(image)
+    return {"found": found.found, "label": found.label, "log10_p": round(found.log10_p, 2)}
+
+
+def labels_read(system: Onrw, cache: Cache, photos: Sequence[Photo], key: Key, seed: int, draws: int) -> list[Record]:
+    """Records of the public layer alone after further draws of onrw12-random: many readings, for what is rare.
+
+    Args:
+        system: What marks.
+        cache: Of the system.
+        photos: At its working size.
+        key: Of the messages.
+        seed: Of the benchmark.
+        draws: Of the suite, for each photo.
+    """
+    records = []
+    for number, photo in enumerate(photos, 1):
+        image, note = marked(system, cache, photo, key, seed)
+        for draw in range(1, draws + 1):
+            for action in suite(RANDOM, generator_for(seed, f"{RANDOM} {draw}", photo.name)):
+                text = f"label, draw {draw}: {action}"
+                record = cache.reading(note["mark"], text)
+                if record is None:
+                    said = _public(action(image[None], generator_for(seed, photo.name, text)).images)
+                    record = {"photo": photo.name, "mark": note["mark"], "attack": text, PUBLIC: said}
+                    cache.keep_reading(record)
+                records.append(record)
+        tell(f"{number}/{len(photos)} {photo.name}: labels")
+    return records

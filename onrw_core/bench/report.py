@@ -186,8 +186,9 @@ def tables(report: Record) -> str:
         lines += [_row(label, figures) for label, figures in s["attacks"].items()]
         lines += [_row(f"mean of {name}", f) for name, f in s["suites"].items() if name != PLAIN]
         lines += [
-            f"public layer, {name}: label right {100 * f['right']:.1f} %, message without label "
-            f"{100 * f['without']:.1f} %, wrong label {f['wrong']}, of {f['n']} readings"
+            f"public layer, {name}: label right {100 * f['right']:.1f} %, "
+            + ("" if f["without"] is None else f"message without label {100 * f['without']:.1f} %, ")
+            + f"wrong label {f['wrong']}, of {f['n']} readings"
             for name, f in s["public"].items()
         ]
         for large in s["large"]:

@@ -30,10 +30,11 @@ from ..stages.noise_optimisation import PRESETS
 from ..stages.quality import DEFAULT_QUALITY, HIGHEST, LOWEST
 from .cache import Cache, publish
 from .marking import marked
-from .measure import attacks_of, measure
+from .measure import attacks_of, labels_read, measure
 from .peers import PEERS, peers
 from .photos import Photo, load_photos, mosaic
 from .report import robustness_report, tables
+from .statistics import public_summary
 from .systems import AtQuality, Onrw, System
 
 __all__ = ["SUITES", "add_arguments", "run"]
@@ -87,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mix", choices=tuple(MIXES), help="attack mix of the optimisation, instead of the preset's")
     add("--purify", type=float, nargs="+", metavar="SIGMA", help="strengths of the purification in regeneration")
     add("--public", action="store_true", help="read the public layer and its label as well")
+    draws = "read the public layer alone after so many further draws of onrw12-random, for labels that are wrong"
+    add("--label-draws", type=number(int, 0, 10_000), default=0, metavar="N", help=draws)
     add("--mosaic", action="store_true", help="also mark one large image, a mosaic of the photos, at its own size")
     add("--seed", type=int, default=0)
     add_device(parser)
@@ -116,6 +119,10 @@ def run(args: argparse.Namespace) -> int:
     attacks = attacks_of(args.suite, args.seed, mini, args.device, args.purify, args.attack)
     marks, readings = measure(systems, caches, photos, attacks, key, args.seed, extra, args.public)
     report = robustness_report(systems, marks, readings, [p.name for p in extra])
+    for row, s in zip(report["systems"], systems, strict=True):
+        if args.label_draws and isinstance(s, Onrw):
+            read = labels_read(s, caches[s.name], photos, key, args.seed, args.label_draws)
+            row["public"][f"{args.label_draws} further draws"] = public_summary(read, s.settings_.label)
     report |= {"size": args.size, "seed": args.seed}
     report["seconds"] = round(time.perf_counter() - start, 1)
     print(tables(report))

@@ -104,17 +104,18 @@ def public_summary(records: Iterable[Record], label: str | None) -> Record | Non
 
     Returns:
         n; shares in [0, 1]: found (with or without a label), right (found, with the right label), without (the secret
-        message was read, and no label); wrong: number of other labels.
+        message was read, and no label; None where the message was not read); wrong: number of other labels.
     """
     records = [r for r in records if PUBLIC in r]
     if not records:
         return None
     said = [(r, r[PUBLIC]["label"] if r[PUBLIC]["found"] else None) for r in records]
+    secret = all("accuracy" in r for r in records)
     return {
         "n": len(records),
         "found": fmean(r[PUBLIC]["found"] for r in records),
         "right": fmean(heard == label for _, heard in said),
-        "without": fmean(positive(r, min(FPRS)) and heard is None for r, heard in said),
+        "without": fmean(positive(r, min(FPRS)) and heard is None for r, heard in said) if secret else None,
         "wrong": sum(heard not in (None, label) for _, heard in said),
     }
 
