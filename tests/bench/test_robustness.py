@@ -191,7 +191,7 @@ def test_the_public_layer_is_read_beside_the_message_and_added_to_cached_reading
         "--size",
         "256",
     ]
-    args = [arguments(folder, *words, *more) for more in ((), ("--public",), ("--public", "--label-draws", "2"))]
+    args = [arguments(folder, *words, *more) for more in ((), ("--public",), ("--public", "--label-draws", "1"))]
     for each in args:
         each.no_onrw, each.peers, each.device = False, False, "cpu"
         robustness.run(each)
@@ -201,14 +201,14 @@ def test_the_public_layer_is_read_beside_the_message_and_added_to_cached_reading
             told = capsys.readouterr().out
             assert list(row["public"])[:2] == ["none", "chosen"] and "label right 100.0 %" in told
             if each.label_draws:
-                alone = row["public"]["2 further draws"]
-                assert alone["n"] == 24 and alone["right"] >= 0.5 and (alone["without"], alone["wrong"]) == (None, 0)
-                assert f"2 further draws: label right {100 * alone['right']:.1f} %, wrong label 0, of 24" in told
+                alone = row["public"]["1 further draws"]
+                assert alone["n"] == 12 and alone["right"] >= 0.5 and (alone["without"], alone["wrong"]) == (None, 0)
+                assert f"1 further draws: label right {100 * alone['right']:.1f} %, wrong label 0, of 12" in told
         else:
             assert row["public"] == {} and "public layer" not in capsys.readouterr().out
     (log,) = (folder / "out").glob("onrw-*/readings.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(lines) == 4 + 24 and [line["seconds"] for line in lines[:2]] == [line["seconds"] for line in lines[2:4]]
+    assert len(lines) == 4 + 12 and [line["seconds"] for line in lines[:2]] == [line["seconds"] for line in lines[2:4]]
 
 
 def test_resumes_and_gives_the_same(folder, strip):
