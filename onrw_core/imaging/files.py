@@ -381,6 +381,8 @@ def _to_rgb(path: Path, image: Image.Image, info: dict) -> Image.Image:
                 return _by_profile(image, profile)
             except (ImageCms.PyCMSError, OSError, ValueError):
                 logger.warning("%s: its colour profile cannot be used; colours are converted without it", path)
+        else:
+            info["dropped"] = (*info.get("dropped", ()), "the colour profile, which is damaged or of other colours")
     transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     try:
         return image.convert("RGBA" if transparent else "RGB")

@@ -56,6 +56,9 @@ TRUE_CHUNKS = (b"tIME", b"cICP", b"mDCV", b"cLLI", b"sTER", b"sCAL")
 PLACED_CHUNKS = (b"oFFs", b"sTER", b"sCAL", RESOLUTION_CHUNK)  # which have sides
 BACKGROUND_CHUNK, BITS_CHUNK, APPLE_CHUNK = b"bKGD", b"sBIT", b"iDOT"
 MANIFEST_CHUNK = b"caBX"
+WEBP_CHUNKS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP ")  # that are read
+WEBP_MANIFEST = b"C2PA"
+LOOP_EXTENSIONS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")  # of GIF: how often an animation is shown
 XMP_KEYWORD = "XML:com.adobe.xmp"
 EXIF_KEYWORDS = ("Raw profile type exif", "Raw profile type APP1")
 IPTC_KEYWORDS = ("Raw profile type iptc", "Raw profile type 8bim")
@@ -68,7 +71,9 @@ PLACED_RESOURCES = {0x0408, 0x0409, 0x040C, 0x041A, *range(2000, 2999)}
 PHOTOSHOP_HEADER = b"Photoshop 3.0\0"
 EXIF_HEADER = b"Exif\0\0"
 XMP_HEADER, XMP_EXTENSION_HEADER = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
+PADDING = b"\0\t\n\r "
 SEGMENT = 65533  # bytes that a JPEG segment holds
+JPEG_MARKER, END_OF_IMAGE = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]"), 0xD9  # of those with a length, and the end
 # JPEG segments that are read or describe the pixels, by their first bytes.
 KNOWN_SEGMENTS = {
     "APP0": (b"JFIF\0",),
@@ -80,17 +85,24 @@ KNOWN_SEGMENTS = {
 }
 
 TIFF_NAMESPACE = "http://ns.adobe.com/tiff/1.0/"
-# Prefixes of that namespace, and the orientation as an element or as an attribute with any prefix. What may repeat ends
-# before the next "<" or has a largest length, so that the time is linear in the length of the packet.
+# Prefixes of that namespace, the orientation as an element, or the tags in which it may be an attribute, and that
+# attribute, with any prefix. What may repeat ends before the next "<" or has a largest length, so that the time is linear
+# in the length of the packet.
 XMP_PREFIX = re.compile(rf"""xmlns:([^\s=<>"':]{{1,99}})\s*=\s*["']{re.escape(TIFF_NAMESPACE)}["']""", re.ASCII)
 XMP_ORIENTATION = re.compile(
     r"""
     <!--(?:(?!--).)*-->
     | <(?P<element>[^\s<>"'=/:]{1,99}):Orientation(?:\s[^<>]*)?>\s*(?P<inside>[0-9])\s*</(?P=element):Orientation\s*>
-    | (?P<before><(?:[^<>"']|"[^"<]*"|'[^'<]*')*?)
-      \s(?P<attribute>[^\s<>"'=/:]{1,99}):Orientation\s*=\s*(?P<quote>["'])\s*(?P<value>[0-9])\s*(?P=quote)
+    | (?P<tag><(?:[^<>"']|"[^"<]*"|'[^'<]*')*)
     """,
     re.ASCII | re.DOTALL | re.VERBOSE,
+)
+XMP_ATTRIBUTE = re.compile(
+    r"""
+    "[^"]*" | '[^']*'
+    | \s(?P<attribute>[^\s<>"'=/:]{1,99}):Orientation\s*=\s*(?P<quote>["'])\s*(?P<value>[0-9])\s*(?P=quote)
+    """,
+    re.ASCII | re.VERBOSE,
 )
 
 Chunk = tuple[bytes, bytes]
@@ -147,15 +159,21 @@ def collect(image: Image.Image, chunks: list[Chunk], content: bytes) -> dict:
             found.pop("dpi", None)  # Pillow's default
         found |= _of_tiff(image, content, dropped)
     elif isinstance(image, JpegImageFile):  # MPO is a kind of JPEG
-        found |= _of_jpeg(image, dropped)
+        found |= _of_jpeg(image, content, dropped)
+    elif image.format == "WEBP":
+        dropped += _unknown_in_webp(content)
+    elif (
+        image.format == "GIF" and (extension := image.info.get("extension", LOOP_EXTENSIONS)[0]) not in LOOP_EXTENSIONS
+    ):
+        dropped.append(f"GIF's extension {extension.decode('latin-1')}")
     for kind, data in chunks:
         if kind == PROFILE_CHUNK:
             found["icc_profile"] = _text(b"zTXt", data)  # a name and compressed data, as in that chunk
-    if not found.get("icc_profile", b"-"):
-        del found["icc_profile"]
+    if not found.get("icc_profile", image.info.get("icc_profile", b"-")):  # of JPEG, None if parts of it are missing
+        found.pop("icc_profile", None)
         dropped.append("the colour profile, which is damaged")
     if isinstance(image, PngImageFile):
-        found |= _of_text([chunk for chunk in chunks if chunk[0] in TEXT_CHUNKS], found)
+        found |= _of_text([chunk for chunk in chunks if chunk[0] in TEXT_CHUNKS], found, dropped)
         kept = _of_chunks(image, chunks, dropped)
         if kept:
             found["chunks"] = [*found.get("chunks", ()), *kept]
@@ -167,7 +185,7 @@ def collect(image: Image.Image, chunks: list[Chunk], content: bytes) -> dict:
     return found
 
 
-def _of_jpeg(image: JpegImageFile, dropped: list[str]) -> dict:
+def _of_jpeg(image: JpegImageFile, content: bytes, dropped: list[str]) -> dict:
     """Photoshop's resources and extended XMP; what is not read goes by name into `dropped`."""
 
     def segments(segment: str, header: bytes) -> list[bytes]:
@@ -182,12 +200,38 @@ def _of_jpeg(image: JpegImageFile, dropped: list[str]) -> dict:
     dropped += [f"{name} segments" + " (where C2PA manifests are)" * (name == "APP11") for name in sorted(unknown)]
     if len(segments("COM", b"")) > 1:
         dropped.append("the comments before the last")
+    if len(segments("APP1", XMP_HEADER)) > 1:
+        dropped.append("the XMP before the last")
     width, height = image.info.get("jfif_density", (1, 1))
     if image.info.get("jfif_unit") == 0 and width != height:
         dropped.append("the shape of the pixels")
     if image.format == "MPO":
         dropped.append("the images after the first (depth map, other views)")
+    elif content[_end_of_jpeg(content) :].strip(b"\0\r\n"):
+        dropped.append("the data after the image (such as the video of a motion photo)")
     return found
+
+
+def _end_of_jpeg(content: bytes) -> int:
+    """Where the first image of a JPEG file ends."""
+    at = 2
+    while found := JPEG_MARKER.search(content, at):
+        marker, at = found[0][-1], found.end()
+        if marker == END_OF_IMAGE:
+            return at
+        at += int.from_bytes(content[at : at + 2], "big")
+    return len(content)
+
+
+def _unknown_in_webp(content: bytes) -> list[str]:
+    """The names of the chunks of a WebP file that are not read."""
+    lost, at = set(), 12
+    while at + 8 <= len(content):
+        kind = content[at : at + 4]
+        if kind not in WEBP_CHUNKS:
+            lost.add(f"{kind.decode('latin-1')} chunks" + " (a C2PA manifest)" * (kind == WEBP_MANIFEST))
+        at += 8 + (int.from_bytes(content[at + 4 : at + 8], "little") + 1) // 2 * 2
+    return sorted(lost)
 
 
 def _of_tiff(image: TiffImageFile, content: bytes, dropped: list[str]) -> dict:
@@ -203,6 +247,8 @@ def _of_tiff(image: TiffImageFile, content: bytes, dropped: list[str]) -> dict:
     if ORIENTATION in directory.fields:
         # Pillow turns TIFF itself, and removes the tag. That it was there says that XMP does not count.
         left = image.getexif().get(ORIENTATION, 1)
+        if left == 1:
+            found["turned"] = directory.number(ORIENTATION)
         kept.fields[ORIENTATION] = tiff.numbers(directory.order, tiff.SHORT, [left])
     if kept.fields:
         found["exif"] = EXIF_HEADER + tiff.exif_of(kept)
@@ -287,8 +333,9 @@ def _of_chunks(image: PngImageFile, chunks: list[Chunk], dropped: list[str]) -> 
     return kept
 
 
-def _of_text(chunks: list[Chunk], found: dict) -> dict:
+def _of_text(chunks: list[Chunk], found: dict, dropped: list[str]) -> dict:
     """Exif, XMP and IPTC in text chunks, unless `found` elsewhere; the other chunks unchanged."""
+    repeated = "PNG text chunks with other Exif, XMP or IPTC than the first"
     taken: dict = {}
     others = []
     for kind, data in chunks:
@@ -309,8 +356,16 @@ def _of_text(chunks: list[Chunk], found: dict) -> dict:
             values = {} if damaged else values
         if not any(values.values()):
             others.append((kind, data))
+        first = taken | found
+        if any(value and not _alike(value, first.get(key, value)) for key, value in values.items()):
+            dropped += [repeated] * (repeated not in dropped)
         taken = {key: value for key, value in values.items() if value and key not in found} | taken
     return taken | ({"chunks": others} if others else {})
+
+
+def _alike(one: bytes, other: bytes) -> bool:
+    """Whether two Exif or other metadata are one, written by programs of which some add a header or padding."""
+    return _without_header(one).strip(PADDING) == _without_header(other).strip(PADDING)
 
 
 def _text(kind: bytes, data: bytes) -> bytes:
@@ -361,6 +416,7 @@ def orient(image: Image.Image, info: dict) -> Image.Image:
     if "xmp" in info:
         info["xmp"], stated = _upright_xmp(info["xmp"])
         orientation = orientation or stated
+    turned = info.pop("turned", None)  # by Pillow
     method = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -370,18 +426,20 @@ def orient(image: Image.Image, info: dict) -> Image.Image:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }.get(orientation or 1)
-    if method is None:
+    if method is None and turned not in range(2, 9):
         return image
     lost = []
     if thumbnail:
         at = len(EXIF_HEADER) + directory.following
         info["exif"] = info["exif"][:at] + bytes(4) + info["exif"][at + 4 :]
         lost.append("Exif's thumbnail")
-    if orientation in (5, 6, 7, 8) and "dpi" in info:
+    if (turned or orientation) in (5, 6, 7, 8) and "dpi" in info:
         info["dpi"] = info["dpi"][::-1]
     resources, _ = _resources(info.get("photoshop", b""))
     if any(number in PLACED_RESOURCES for number, _, _ in resources):
         info["photoshop"] = b"".join(whole for number, _, whole in resources if number not in PLACED_RESOURCES)
+        if not info["photoshop"]:
+            del info["photoshop"]
         lost.append("Photoshop's resources that are not turned (thumbnail, guides, slices, paths)")
     placed = [chunk for chunk in info.get("chunks", ()) if chunk[0] in PLACED_CHUNKS]
     if placed:
@@ -389,7 +447,7 @@ def orient(image: Image.Image, info: dict) -> Image.Image:
         lost += _chunk_names(placed)
     if lost:
         info["dropped"] = (*info.get("dropped", ()), *lost)
-    return image.transpose(method)
+    return image if method is None else image.transpose(method)
 
 
 def _without_header(exif: bytes) -> bytes:
@@ -410,13 +468,18 @@ def _upright_xmp(xmp: bytes) -> tuple[bytes, int | None]:
     prefixes = {"tiff", *XMP_PREFIX.findall(text)}
     values: list[int] = []
 
-    def without(match: re.Match[str]) -> str:
-        if (match["element"] or match["attribute"]) not in prefixes:
+    def without(match: re.Match[str], prefix: str, value: str) -> str:
+        if match[prefix] not in prefixes:
             return match[0]
-        values.append(int(match["inside"] or match["value"]))
-        return match["before"] or ""
+        values.append(int(match[value]))
+        return ""
 
-    text = XMP_ORIENTATION.sub(without, text)
+    def upright(match: re.Match[str]) -> str:
+        if match["tag"]:
+            return XMP_ATTRIBUTE.sub(lambda each: without(each, "attribute", "value"), match["tag"])
+        return without(match, "element", "inside")
+
+    text = XMP_ORIENTATION.sub(upright, text)
     return (text.encode(encoding), values[0]) if values else (xmp, None)
 
 

@@ -463,6 +463,7 @@ TAIL = "</rdf:RDF></x:xmpmeta><?xpacket end='w'?>"
         '<rdf:Description xmlns:t="{0}">|<t:Orientation>\n 6 \n</t:Orientation >|</rdf:Description>',
         '<rdf:Description xmlns:t="{0}">|<t:Orientation rdf:datatype="integer">6</t:Orientation>|</rdf:Description>',
         "<rdf:Description| tiff:Orientation='6'|/>",
+        "<rdf:Description other:Orientation='1' xmlns:tiff='{0}'| tiff:Orientation='6'|/>",
     ],
 )
 def test_orientation_in_any_spelling_of_xmp(tmp_path, description, encoding, exif):
@@ -502,6 +503,21 @@ def test_a_tiff_that_is_turned_is_not_turned_again_by_xmp(tmp_path):
     picture = load(tmp_path / "a.tif")
     assert np.array_equal((picture.rgb * 255).byte().permute(1, 2, 0).numpy(), np.rot90(pixels(), -1))
     assert b"Orientation" not in picture.info["xmp"] and 274 not in parse(picture.info.get("exif", b"")[6:]).fields
+
+
+def test_what_has_sides_is_turned_or_named_of_a_tiff_as_well(tmp_path, caplog):
+    """Pillow turns the pixels of a TIFF itself."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory[274], directory[282], directory[283], directory[296] = 6, 300, 200, 2
+    directory.tagtype[34377] = 1
+    directory[34377] = resource(0x0408, b"guides")
+    Image.fromarray(pixels()).save(tmp_path / "a.tif", tiffinfo=directory)
+    picture = load(tmp_path / "a.tif")
+    assert picture.rgb.shape == (3, 100, 80) and picture.info["dpi"] == (200, 300)
+    with caplog.at_level(logging.WARNING):
+        save(tmp_path / "b.tif", picture.rgb, like=picture)
+    assert "lost: Photoshop's resources that are not turned" in caplog.text
+    assert 34377 not in parse((tmp_path / "b.tif").read_bytes()).fields
 
 
 def test_large_packets_take_no_longer_than_their_length():
@@ -631,3 +647,57 @@ def test_webp_stays_lossless_or_lossy(tmp_path):
     save(tmp_path / "d.webp", lossy.rgb, like=lossy)
     assert torch.equal(load(tmp_path / "c.webp").rgb, kept.rgb)
     assert not load(tmp_path / "d.webp").lossless
+
+
+@pytest.mark.parametrize(
+    "profile", [{"icc_profile": b"no profile"}, {"extra": segment(0xE2, b"ICC_PROFILE\0\1\3" + icc(b"GRAY", 1))}]
+)
+def test_a_colour_profile_that_cannot_be_kept_is_named(tmp_path, profile, caplog):
+    Image.fromarray(pixels()).save(tmp_path / "a.jpg", **profile)
+    picture = load(tmp_path / "a.jpg")
+    with caplog.at_level(logging.WARNING):
+        encode(tmp_path / "b.jpg", picture.rgb, picture)
+    assert "lost: the colour profile, which is damaged" in caplog.text
+
+
+def test_a_second_packet_and_data_after_a_jpeg_are_named(tmp_path, caplog):
+    packets = b"".join(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + name) for name in (b"<a/>", b"<b/>"))
+    Image.fromarray(pixels()).save(tmp_path / "a.jpg", extra=packets, progressive=True, comment=b"\xff\xd9")
+    picture = load(tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes() + b"\0\0\0\x18ftypmp42" + b"\xff\xd9")
+    assert picture.info["xmp"] == b"<b/>"
+    with caplog.at_level(logging.WARNING):
+        encode(tmp_path / "b.jpg", picture.rgb, picture)
+    assert (
+        "lost: the XMP before the last, the data after the image (such as the video of a motion photo)" in caplog.text
+    )
+    assert "dropped" not in load(tmp_path / "b.jpg", encode(tmp_path / "b.jpg", picture.rgb, load_of(picture.rgb))).info
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_second_exif_in_a_png_is_named_if_it_is_another(tmp_path, other, caplog):
+    exif, second = Image.Exif(), Image.Exif()
+    exif[ARTIST], second[ARTIST] = "Ann", "Bob" if other else "Ann"
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Raw profile type exif", profile_text("exif", second.tobytes()), zip=True)
+    Image.fromarray(pixels()).save(tmp_path / "a.png", exif=exif, pnginfo=texts)
+    picture = load(tmp_path / "a.png")
+    with caplog.at_level(logging.WARNING):
+        save(tmp_path / "b.png", picture.rgb, like=picture)
+    assert ("PNG text chunks with other Exif" in caplog.text) == other
+    assert Image.open(tmp_path / "b.png").getexif()[ARTIST] == "Ann"
+
+
+def test_further_parts_of_webp_and_gif_are_named(tmp_path):
+    Image.fromarray(pixels()).save(tmp_path / "a.webp", xmp=b"<a/>", exif=camera_exif())
+    content = (tmp_path / "a.webp").read_bytes() + b"C2PA\3\0\0\0abc\0"
+    content = content[:4] + struct.pack("<I", len(content) - 8) + content[8:]
+    assert load(tmp_path / "a.webp", content).info["dropped"] == ("C2PA chunks (a C2PA manifest)",)
+    assert "dropped" not in load(tmp_path / "a.webp").info
+    Image.fromarray(pixels()).save(tmp_path / "a.gif", comment="a comment", loop=1)
+    content = (tmp_path / "a.gif").read_bytes()
+    at = content.index(b"!\xfe")
+    xmp = b"!\xff\x0bXMP DataXMP" + b"\4<a/>\0"
+    assert load(tmp_path / "a.gif", content[:at] + xmp + content[at:]).info["dropped"] == (
+        "GIF's extension XMP DataXMP",
+    )
+    assert "dropped" not in load(tmp_path / "a.gif").info
