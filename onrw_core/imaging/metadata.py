@@ -86,8 +86,8 @@ KNOWN_SEGMENTS = {
 
 TIFF_NAMESPACE = "http://ns.adobe.com/tiff/1.0/"
 # Prefixes of that namespace, the orientation as an element, or the tags in which it may be an attribute, and that
-# attribute, with any prefix. What may repeat ends before the next "<" or has a largest length, so that the time is linear
-# in the length of the packet.
+# attribute, with any prefix. What may repeat ends before the next "<" or has a largest length, so that the time is
+# linear in the length of the packet.
 XMP_PREFIX = re.compile(rf"""xmlns:([^\s=<>"':]{{1,99}})\s*=\s*["']{re.escape(TIFF_NAMESPACE)}["']""", re.ASCII)
 XMP_ORIENTATION = re.compile(
     r"""

@@ -43,6 +43,9 @@ DEFAULT_RATE = Fraction(25)  # frames a second, where a file states none
 # The content of a file, not its suffix, decides what reads it: a "film.mp4" that is a playlist would be made of other
 # files. So libav may use no readers but these, which are of the containers in `SUFFIXES` and open no second file.
 CONFINED = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
+ANY_BYTES = {"metadata_errors": "surrogateescape"}  # texts that are no UTF-8, as of old cameras, are copied as they are
+# Keys by which a container or a program describes the file that it writes.
+OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +103,10 @@ def transcode(
     suffix = target.suffix.lower()
     with _opened(source) as container, atomic_write(target, overwrite=overwrite, commit=commit) as file:
         options = _flags(container, suffix)
-        with _library().open(file, "w", format=SUFFIXES[suffix][0], options=options) as output:
+        with _library().open(file, "w", format=SUFFIXES[suffix][0], options=options, **ANY_BYTES) as output:
             count = _Transcoding(source, target, container, output, crf).run(change)
+        file.flush()
+        _warn_of_lost(container, Path(file.name), target)
     return count
 
 
@@ -132,6 +137,8 @@ def sample(path: str | os.PathLike, count: int) -> Tensor:
                 frames.setdefault(frame.pts, _pixels(frame))
     if not frames:
         raise VideoError(f"{path}: has no frame that can be decoded; obtain the file again")
+    if len({frame.shape for frame in frames.values()}) > 1:
+        raise _changes_size(path)
     return torch.stack(list(frames.values()))
 
 
@@ -204,7 +211,7 @@ class _Transcoding:
     def _encodable(self, changed: Tensor, decoded: Any) -> Any:
         """A changed frame as the encoder takes it, with the time of the decoded one."""
         if changed.shape[-2:] != (self.encoder.height, self.encoder.width):
-            raise VideoError(f"{self.source}: changes its size within the video; split it first")
+            raise _changes_size(self.source)
         frame = _frame(changed).reformat(
             format=self.encoder.pix_fmt,
             dst_colorspace=self.picture.colorspace,
@@ -256,12 +263,29 @@ class _Transcoding:
             try:
                 copy = self.output.add_stream_from_template(stream)
             except ValueError as error:
+                codec = getattr(stream, "name", None)  # none where the library does not know it
+                remedy = "write an .mkv" if codec else "convert it, or remove that stream"
                 raise VideoError(
-                    f"{self.target}: cannot hold the {stream.type} of {self.source.name} ({stream.name}); write an .mkv"
+                    f"{self.target}: cannot hold the {stream.type} of {self.source.name} "
+                    f"({codec or 'of an unknown kind'}); {remedy}"
                 ) from error
             copy.metadata.update(stream.metadata)
+            copy.disposition = stream.disposition  # which one is played by default, which subtitles are forced
             copies.append((stream, copy))
         return copies
+
+
+def _changes_size(path: Path) -> VideoError:
+    return VideoError(f"{path}: changes its size within the video; split it first")
+
+
+def _warn_of_lost(source: Any, written: Path, target: Path) -> None:
+    """Name the metadata of a video that are not in its result: MP4 and MOV have a list of keys."""
+    with _container(written) as result:
+        there = {key.lower() for key in result.metadata} | OF_THE_FILE
+    lost = sorted(key for key in source.metadata if key.lower() not in there)
+    if lost:
+        logger.warning("%s: these metadata of the input are lost, an .mkv would hold them: %s", target, ", ".join(lost))
 
 
 def _interpolation() -> Any:
@@ -303,6 +327,9 @@ def _opened(path: Path) -> Iterator[Any]:
             container.streams.video[0].thread_type = "AUTO"
             yield container
     except av.error.FFmpegError as error:
+        before = error.__context__
+        if isinstance(before, OSError) and not isinstance(before, av.error.FFmpegError):
+            raise before from None  # the result could not be written, and therefore not be closed
         reason = error.strerror or error
         raise VideoError(f"{path}: cannot be processed ({reason}); obtain the file again, or convert it") from error
 
@@ -311,7 +338,7 @@ def _container(path: Path) -> Any:
     av = _library()
     try:
         # An absolute path: a file may be named "concat:private.mp4", which libav understands as a protocol.
-        return av.open(os.path.abspath(path), container_options=CONFINED)
+        return av.open(os.path.abspath(path), container_options=CONFINED, **ANY_BYTES)
     except av.error.ArgumentError:
         raise VideoError(f"{path}: is no MP4, MOV, MKV or WebM, whatever its name; convert it to one") from None
 

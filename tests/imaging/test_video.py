@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import errno
+import io
+from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from onrw_core.imaging.video import VideoError, _pixels, is_video, read_frames, sample, transcode
 
@@ -255,3 +259,84 @@ def test_a_movie_that_refers_to_another_file_does_not_open_it(tmp_path, monkeypa
         assert sum(1 for _ in container.decode(video=0)) == COUNT  # the samples of private.mov
     with pytest.raises(VideoError):
         sample("film.mov", 2)
+
+
+def test_tags_that_mp4_does_not_have_are_named(film, tmp_path, caplog):
+    with av.open(film) as source, av.open(tmp_path / "own.mkv", "w") as output:
+        copy = output.add_stream_from_template(source.streams.video[0])
+        output.metadata.update({"title": "A film", "MYTAG": "mine"})
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copy
+                output.mux(packet)
+    transcode(tmp_path / "own.mkv", tmp_path / "result.mkv", lambda frames: frames)
+    assert not caplog.records
+    transcode(tmp_path / "own.mkv", tmp_path / "result.mp4", lambda frames: frames)
+    assert caplog.messages == [
+        f"{tmp_path / 'result.mp4'}: these metadata of the input are lost, an .mkv would hold them: MYTAG"
+    ]
+
+
+def test_metadata_that_are_no_text_are_copied(film, tmp_path):
+    content = film.read_bytes()
+    assert content.count(b"A film") == 1
+    (tmp_path / "old.mov").write_bytes(content.replace(b"A film", b"A f\xeflm"))  # Latin-1
+    assert len(sample(tmp_path / "old.mov", 2)) == 2
+    transcode(tmp_path / "old.mov", tmp_path / "result.mov", lambda frames: frames)
+    assert b"A f\xeflm" in (tmp_path / "result.mov").read_bytes()
+
+
+def test_the_default_track_stays_the_default(tmp_path):
+    played = av.stream.Disposition.default | av.stream.Disposition.forced
+    with av.open(tmp_path / "a.mkv", "w") as output:
+        video = output.add_stream("libx264", rate=RATE)
+        video.height, video.width, video.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        tracks = [output.add_stream("aac", rate=48000, layout="mono") for _ in range(2)]
+        tracks[0].disposition, tracks[1].disposition = av.stream.Disposition(0), played
+        output.mux(video.encode(av.VideoFrame.from_ndarray(levels(0), format="rgb24")))
+        output.mux(video.encode())
+        for track in tracks:
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            block.rate, block.pts = 48000, 0
+            output.mux(track.encode(block))
+            output.mux(track.encode())
+    transcode(tmp_path / "a.mkv", tmp_path / "b.mkv", lambda frames: frames)
+    with av.open(tmp_path / "b.mkv") as result:
+        assert [stream.disposition for stream in result.streams.audio] == [av.stream.Disposition(0), played]
+
+
+def test_a_video_that_changes_its_size_is_named(tmp_path):
+    with av.open(tmp_path / "a.mkv", "w") as output:
+        stream = output.add_stream("mjpeg", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        for number in range(4):
+            image = Image.fromarray(levels(number)).resize((WIDTH * (1 + number // 2), HEIGHT * (1 + number // 2)))
+            content = io.BytesIO()
+            image.save(content, "JPEG")
+            packet = av.Packet(content.getvalue())
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, RATE), True
+            packet.pts = packet.dts = number
+            output.mux(packet)
+    with pytest.raises(VideoError, match=r"a\.mkv: changes its size within the video; split it first"):
+        sample(tmp_path / "a.mkv", 4)
+    with pytest.raises(VideoError, match=r"a\.mkv: changes its size within the video; split it first"):
+        transcode(tmp_path / "a.mkv", tmp_path / "b.mkv", lambda frames: frames)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_full_disk_is_no_fault_of_the_input(film, tmp_path, monkeypatch, suffix):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(io.FileIO):
+        def write(self, content):
+            raise full
+
+    @contextmanager
+    def on_a_full_disk(path, **options):
+        with Full(tmp_path / "unfinished", "w") as file:
+            yield file
+
+    monkeypatch.setattr("onrw_core.imaging.video.atomic_write", on_a_full_disk)
+    with pytest.raises(OSError) as caught:
+        transcode(film, tmp_path / f"result{suffix}", lambda frames: frames)
+    assert caught.value.errno == errno.ENOSPC
