@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -103,8 +103,8 @@ def transcode(
     suffix = target.suffix.lower()
     with _opened(source) as container, atomic_write(target, overwrite=overwrite, commit=commit) as file:
         options = _flags(container, suffix)
-        with _library().open(file, "w", format=SUFFIXES[suffix][0], options=options, **ANY_BYTES) as output:
-            count = _Transcoding(source, target, container, output, crf).run(change)
+        with _written(file, SUFFIXES[suffix][0], options) as (output, check):
+            count = _Transcoding(source, target, container, output, crf).run(change, check)
         file.flush()
         _warn_of_lost(container, Path(file.name), target)
     return count
@@ -162,13 +162,14 @@ def write_frames(path: str | os.PathLike, frames: Iterable[Tensor], rate: Fracti
         crf: See `transcode`.
     """
     container, encoder = SUFFIXES[Path(path).suffix.lower()]
-    with atomic_write(path) as file, _library().open(file, "w", format=container) as output:
+    with atomic_write(path) as file, _written(file, container, {}) as (output, check):
         stream = output.add_stream(encoder, rate=rate, options={"crf": str(crf)})
         stream.pix_fmt = KEPT_FORMATS[0]
         for number, frame in enumerate(frames):
             if number == 0:
                 stream.height, stream.width = frame.shape[-2:]
             output.mux(stream.encode(_frame(frame).reformat(format=stream.pix_fmt, interpolation=_interpolation())))
+            check()
         output.mux(stream.encode())
 
 
@@ -187,10 +188,11 @@ class _Transcoding:
         self.encoder = self._add_encoder()
         self.copies = self._add_copies()
 
-    def run(self, change: Callable[[Iterator[Tensor]], Iterable[Tensor]]) -> int:
+    def run(self, change: Callable[[Iterator[Tensor]], Iterable[Tensor]], check: Callable[[], None]) -> int:
         count = 0
         for changed in change(self._frames()):
             self.output.mux(self.encoder.encode(self._encodable(changed, self.waiting.popleft())))
+            check()
             count += 1
         self.output.mux(self.encoder.encode())
         if not count:
@@ -315,6 +317,56 @@ def _library() -> Any:
     return av
 
 
+class _Writer:
+    """A file that keeps its first error and takes nothing after it.
+
+    PyAV prints the tracebacks of errors that follow another, and raises one of its own that hides it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.name, self.at = file, file.name, 0
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        self._try(lambda: self.file.write(content))
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._try(lambda: self.file.seek(offset, whence))
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def check(self) -> None:
+        """Raise the error that was kept."""
+        if self.error is not None:
+            raise self.error
+
+    def _try(self, action: Callable[[], int]) -> None:
+        if self.error is None:
+            try:
+                action()
+                self.at = self.file.tell()
+            except OSError as error:
+                self.error = error
+
+
+@contextmanager
+def _written(file: BinaryIO, container: str, options: dict[str, str]) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """A container for writing to a file, and what raises an error of that file.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    writer = _Writer(file)
+    try:
+        with _library().open(writer, "w", format=container, options=options, **ANY_BYTES) as output:
+            yield output, writer.check
+    finally:
+        writer.check()  # in place of the library's errors that follow from it
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A video file, opened for reading; errors of the library name it."""
@@ -327,9 +379,6 @@ def _opened(path: Path) -> Iterator[Any]:
             container.streams.video[0].thread_type = "AUTO"
             yield container
     except av.error.FFmpegError as error:
-        before = error.__context__
-        if isinstance(before, OSError) and not isinstance(before, av.error.FFmpegError):
-            raise before from None  # the result could not be written, and therefore not be closed
         reason = error.strerror or error
         raise VideoError(f"{path}: cannot be processed ({reason}); obtain the file again, or convert it") from error
 
