@@ -16,7 +16,7 @@ from ..imaging.atomic import are_one_file, check_writable, is_temporary
 from ..imaging.formats import FORMATS, is_image, kept_suffix
 from .output import remark
 
-__all__ = ["JOURNAL", "KEEP", "Plan", "expand", "plan", "sentences", "why_left_out"]
+__all__ = ["JOURNAL", "KEEP", "Plan", "check_name", "expand", "make_folder", "plan", "sentences", "why_left_out"]
 
 JOURNAL = "onrw-embed.jsonl"  # in the folder of the results, see `journal`
 KEEP = "keep"
@@ -102,16 +102,10 @@ def _planned(jobs: list[tuple[Path, Path]], overwrite: bool, expected: Callable[
         other = inputs.get(str(written), file)
         if other != file:
             raise ValueError(f"output {result}: would replace the input {other}; name another folder")
-        if _too_long(result):
-            planned.refused.append(
-                (
-                    file,
-                    ValueError(
-                        f"output {result}: its name is too long for the file system; give it, or the photo that it is "
-                        "named after, a shorter name"
-                    ),
-                )
-            )
+        try:
+            check_name(result)
+        except ValueError as error:
+            planned.refused.append((file, error))
             continue
         if result.exists() and not result.is_file():
             raise ValueError(f"output {result}: is not a regular file; name another")
@@ -120,14 +114,23 @@ def _planned(jobs: list[tuple[Path, Path]], overwrite: bool, expected: Callable[
             raise ValueError(f"output {result}: {what}; name another, or give --overwrite")
         planned.jobs.append((file, result))
     for folder in dict.fromkeys(result.parent for _, result in planned.jobs):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            check_writable(folder)
-        except OSError as error:
-            reason = error.strerror or error
-            raise ValueError(f"output {folder}: cannot be written ({reason}); name another folder") from error
+        make_folder(folder)
     _check_spelling(planned.jobs)
     return planned
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of results, unless it is there.
+
+    Raises:
+        ValueError: No file can be made in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"output {folder}: cannot be written ({reason}); name another folder") from error
 
 
 def _check_spelling(jobs: list[tuple[Path, Path]]) -> None:
@@ -226,15 +229,24 @@ def _into(found: list[tuple[Path, Path]], target: Path, suffix: str) -> list[tup
     ]
 
 
-def _too_long(path: Path) -> bool:
-    folder = path.parent
+def check_name(result: Path) -> None:
+    """Raise an error if the name of a result is too long, before the work.
+
+    Raises:
+        ValueError: It is.
+    """
+    folder = result.parent
     while not folder.is_dir():
         folder = folder.parent
     try:
         longest = os.pathconf(folder, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):  # Windows; a file system without a limit
         longest = LONGEST_NAME
-    return len(os.fsencode(path.name)) > longest
+    if len(os.fsencode(result.name)) > longest:
+        raise ValueError(
+            f"output {result}: its name is too long for the file system; give it, or the photo that it is named "
+            "after, a shorter name"
+        )
 
 
 def _report(remarks: Remarks, word: str = "left out: ") -> None:

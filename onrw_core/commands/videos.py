@@ -25,6 +25,7 @@ from ..payload.registry import Registry, perceptual_hash
 from ..pipeline import Marked
 from .common import Batch, Progress, p_value
 from .extract import FRAMES
+from .folders import check_name, make_folder
 from .kept import check_results, sides_of
 from .marker import Marker
 from .messages import VIDEO, Messages
@@ -55,7 +56,7 @@ def embed_videos(
     jobs = _jobs(arguments.inputs, arguments.output, arguments.overwrite)
     check_results(arguments, [("output", result) for _, result in jobs], others=sides_of(arguments.registry))
     for folder in {result.parent for _, result in jobs}:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         remove_abandoned(folder)
     messages = Messages(given, marker.key, VIDEO, marker.extractor.num_bits, None, registry)
     batch = Batch(len(jobs))
@@ -188,7 +189,7 @@ def _jobs(inputs: list[str], output: str, overwrite: bool) -> list[tuple[Path, P
     for source in sources:
         if not is_video(source):
             raise ValueError(f"{source}: is no video; mark photos and videos in two runs")
-    if len(sources) > 1 or target.is_dir() or output.endswith(("/", os.sep)):
+    if len(sources) > 1 or os.path.isdir(target) or output.endswith(("/", os.sep)):
         jobs = [(source, target / source.name) for source in sources]
     else:
         jobs = [(sources[0], target)]
@@ -197,12 +198,15 @@ def _jobs(inputs: list[str], output: str, overwrite: bool) -> list[tuple[Path, P
     for source, result in jobs:
         if not is_video(result):
             raise ValueError(f"output {result}: unknown file format; use one of the suffixes {', '.join(SUFFIXES)}")
+        check_name(result)
         written = Path(os.path.realpath(result))  # results that exist may be links to one file
         if written in seen:
             raise ValueError(f"output {result}: is the result of two videos; mark them in two runs")
         seen.add(written)
         if originals.get(str(written), source) != source:
             raise ValueError(f"output {result}: would replace the input {originals[str(written)]}; name another folder")
+        if result.exists() and not result.is_file():
+            raise ValueError(f"output {result}: is not a regular file; name another")
         if result.exists() and not overwrite:
             what = "is the input itself" if source.exists() and result.samefile(source) else "exists"
             raise ValueError(f"output {result}: {what}; name another, or give --overwrite")

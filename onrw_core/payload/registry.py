@@ -14,7 +14,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class Registry:
     @hidden_keys()
     def __init__(self, path: Path | str) -> None:
         self.path = as_path("registry", path, RegistryError)
-        if not self.path.exists():
+        if not os.path.exists(self.path):  # not `Path.exists`, which raises an error of a name that is too long
             raise RegistryError(f"registry {self.path}: no such file; it is created when the first id is registered")
         if not self.path.is_file():
             raise RegistryError(f"registry {self.path}: is a folder, a pipe or a device; name a file")
@@ -118,8 +118,10 @@ class Registry:
         """
         path = as_path("registry", path, RegistryError)
         # An empty file, or one that the journal makes empty again: of a process that was killed while it made it.
-        if not path.exists() or (path.is_file() and (not path.stat().st_size or _has_journal(path))):
+        if not os.path.exists(path) or (path.is_file() and (not path.stat().st_size or _has_journal(path))):
             try:
+                with suppress(FileNotFoundError):
+                    os.lstat(_journal(path))  # a name too long for it is refused before there is an empty file
                 connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
                 try:
                     connection.execute("BEGIN IMMEDIATE")  # one process makes it, the others wait
@@ -131,9 +133,12 @@ class Registry:
                 finally:
                     connection.close()
             except (sqlite3.Error, OSError) as error:
-                if isinstance(error, sqlite3.DatabaseError) and path.is_file() and path.stat().st_size:
+                if isinstance(error, sqlite3.DatabaseError) and os.path.isfile(path) and path.stat().st_size:
                     raise _explained(path, error) from None  # it is there
-                raise RegistryError(f"registry {path}: cannot be made ({error})") from None
+                raise RegistryError(
+                    f"registry {path}: cannot be made ({error}); name a file in a folder that exists and can be "
+                    "written, with a shorter name if it is a long one"
+                ) from None
         return cls(path)
 
     def add(
@@ -287,11 +292,16 @@ def _explained(path: Path, error: Exception) -> RegistryError:
     return RegistryError(f"registry {path}: damaged ({error}); {REMEDY}")
 
 
+def _journal(path: Path) -> str:
+    """SQLite's journal: of the file itself, also where the path is a link."""
+    return f"{os.path.realpath(path)}-journal"
+
+
 def _has_journal(path: Path) -> bool:
     """Whether a commit goes on, or was cut short."""
-    try:  # of the file itself, also where the path is a link
-        return os.stat(f"{os.path.realpath(path)}-journal").st_size > 0
-    except FileNotFoundError:  # asked for in one call: another process may end its commit at any time
+    try:
+        return os.stat(_journal(path)).st_size > 0
+    except OSError:  # none, or a name too long for one; in one call: another process may end its commit at any time
         return False
 
 

@@ -143,6 +143,9 @@ def test_an_unmarked_video_holds_nothing(onrw, folder):
         (["film.mp4", "-o", "marked.mp4", "--spare"], "--spare: is for photos alone"),
         (["none.mp4", "-o", "marked.mp4"], "none.mp4: no such file"),
         (["pipe.mp4", "-o", "marked.mp4"], "pipe.mp4: is a pipe or a device; give a file in its place"),
+        (["film.mp4", "-o", "pipe.mp4", "--overwrite"], "output pipe.mp4: is not a regular file; name another"),
+        (["film.mp4", "-o", "n" * 300 + ".mp4"], "its name is too long for the file system; give it"),
+        (["film.mp4", "-o", "film.mp4/marked.mp4"], "output film.mp4: cannot be written"),
     ],
 )
 def test_bad_arguments_are_named(onrw, folder, monkeypatch, words, reason):

@@ -279,3 +279,12 @@ def test_a_registry_that_another_process_writes_is_busy_and_not_damaged(tmp_path
         assert (tmp_path / "ids.db-journal").stat().st_size
         with pytest.raises(RegistryError, match="another process is writing"):
             Registry.create(registry.path)
+
+
+@pytest.mark.parametrize("name", ["absent/ids.db", "n" * 300, "n" * 250])
+def test_a_registry_that_cannot_be_made_is_named_with_the_remedy(tmp_path, name):
+    with pytest.raises(RegistryError, match=f"^registry {tmp_path / name}: cannot be made .*; name a file in a folder"):
+        Registry.create(tmp_path / name)
+    with pytest.raises(RegistryError, match=f"^registry {tmp_path / name}: no such file"):
+        Registry(tmp_path / name)
+    assert not list(tmp_path.iterdir())
