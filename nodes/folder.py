@@ -107,7 +107,7 @@ def _images(folder: str, pattern: str) -> tuple[list[Path], dict[str, list[str]]
     left_out: dict[str, list[str]] = defaultdict(list)
     images = []
     for path in fitting:
-        reason = "folders in it, to load one by one" if path.is_dir() else why_left_out(path)
+        reason = "folders in it, to load one by one" if os.path.isdir(path) else why_left_out(path)
         if reason:
             left_out[reason].append(path.name)
         else:

@@ -204,8 +204,11 @@ def why_left_out(file: Path) -> str:
     """Which kind of file it is that is not taken from a folder; empty for an image."""
     if file.name.startswith("."):
         return "hidden files"
-    if not file.is_file():
-        return "pipes, devices and broken links"
+    try:
+        if not file.is_file():
+            return "pipes, devices and broken links"
+    except OSError:  # its folder can be listed and not entered
+        return "files that cannot be read"
     return "" if is_image(file) else "files that are not images, or of unsupported formats"
 
 

@@ -84,18 +84,20 @@ def run(arguments: argparse.Namespace) -> int:
     reader = ThreadPoolExecutor(1)
 
     def read(name: str, content: bytes) -> str:
-        return reader.submit(lambda: render(examine(name, content, MAX_PIXELS))).result()
+        try:
+            report = reader.submit(lambda: render(examine(name, content, MAX_PIXELS)))
+        except RuntimeError:  # it takes no other image when Ctrl-C has ended the server
+            raise ValueError(f"{name}: not read, since the server ends; start it again") from None
+        return report.result()
 
     try:
         server = Server(read, readers, arguments.port)
     except OSError as error:
         raise ValueError(f"--port {arguments.port}: {error.strerror or error}; choose another, or 0") from None
+    # At its end `reader` waits for the image that is read, but not for one that a browser has not sent yet.
     with reader, server:
         say(f"{server.url} (Ctrl-C ends it)")
-        try:
-            server.serve_forever()
-        finally:
-            server.reading.acquire()  # waits for the image that is read, and lets no other begin
+        server.serve_forever()
     return 0
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from onrw_core import models, pipeline
 from onrw_core.commands import cli, embed, messages
+from onrw_core.commands.folders import expand
 from onrw_core.commands.journal import AHEAD, JOURNAL, Journal, finish_all, keyed, local
 from onrw_core.commands.output import LineFormatter
 from onrw_core.extractors.keyed.extractor import KeyedExtractor
@@ -415,6 +416,22 @@ def test_nothing_is_left_out_without_a_word(work, capsys):
     assert "unsupported formats: photos/noise, photos/readme.txt, photos/shot.cr2" in err
     assert "photos/b.heic: is a HEIC image, which cannot be read; export it as JPEG or PNG" in err
     assert names() == ["a.jpg", JOURNAL]
+
+
+def test_a_folder_that_can_be_listed_and_not_entered_does_not_stop_the_others(work, monkeypatch, capsys):
+    saved("photos/a.jpg")
+    saved("photos/closed/b.jpg")
+    stat = os.stat
+
+    def of_another_user(path, *arguments, **options):
+        if "closed/b" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", of_another_user)
+    assert expand(["photos"]) == [Path("photos/a.jpg")]
+    err = capsys.readouterr().err
+    assert "photos/closed/b.jpg" in err and err.startswith("onrw: left out: ")
 
 
 def test_a_folder_of_results_inside_is_no_input(work):

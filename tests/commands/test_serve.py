@@ -236,6 +236,27 @@ def test_ctrl_c_waits_for_the_image_that_is_read(folder):  # noqa: F811
     assert process.returncode == 130 and err.splitlines() == ["onrw: interrupted"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_does_not_wait_for_an_image_that_is_not_sent(folder):  # noqa: F811
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "onrw_core", "serve", "--key", str(folder / "my.key"), "--port", "0"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        host = process.stdout.readline().split()[0].removeprefix("http://").rstrip("/")
+        connection = http.client.HTTPConnection(host, timeout=120)
+        connection.request("GET", "/")
+        token = connection.getresponse().read().decode().split('name="token" content="')[1].split('"')[0]
+        connection = http.client.HTTPConnection(host, timeout=120)
+        headers = {"X-Token": token, "Content-Type": "application/octet-stream", "Content-Length": "1000"}
+        connection.request("POST", "/read", b"begin", headers)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=serve.PATIENCE / 2)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and err.splitlines() == ["onrw: interrupted"]
+
+
 def test_the_thread_that_reads_ends_before_python(folder, monkeypatch):  # noqa: F811
     """A thread that has used torch aborts the process if it ends while Python does."""
     from onrw_core.commands import cli, html_report
