@@ -41,7 +41,7 @@ from .band import TILE, band_basis
 from .pilot_search import detect
 from .public_layer import PILOT_DIMENSIONS, pilot
 from .reader import read
-from .rectify import Rectified
+from .rectify import MAX_SIDE, Rectified
 from .secret_layer import BIT_COUNTS, SecretLayer
 from .tile_average import HalfTiles, half_tiles
 from .views import whitened
@@ -58,6 +58,7 @@ MARGIN, SYNC_MARGIN = 1.0, 0.5  # margins of the hinges: of the logits, and of t
 WINDOW_MARGIN, WINDOW_SYNC_MARGIN = 0.35, 0.4
 WINDOW = 5  # half tiles per side of the windows: about a tenth of an image of the working size
 WINDOW_WEIGHT = 0.65  # weight of the windows; the whole image has the remaining weight
+WHOLE = 2**31  # pixels a side: no limit
 SHARPNESS = 6.0  # sharpness of the hinges
 STRENGTH_WEIGHT = 0.05
 # Of the public layer's loss, and the margin of the cosine of the pilot and its 64 coefficients of a window:
@@ -147,7 +148,7 @@ class KeyedExtractor(Extractor):
     @torch.no_grad()
     def _keeping(self, image: Tensor) -> KeyedExtractor:
         """This extractor, whose loss keeps what an image (1, 3, H, W) has in the band."""
-        self.kept = half_tiles(self._rectified(image, None))
+        self.kept = half_tiles(self._rectified(image, None, WHOLE))
         return self
 
     def refuse_marked(self, image: Tensor) -> None:
@@ -198,11 +199,11 @@ class KeyedExtractor(Extractor):
         """
         return self.layer.average(self._rectified(images, geometry))
 
-    def _rectified(self, images: Tensor, geometry: Geometry | None) -> Rectified:
-        """The whitened images in the frame of the pattern."""
+    def _rectified(self, images: Tensor, geometry: Geometry | None, limit: int = MAX_SIDE) -> Rectified:
+        """The whitened images in the frame of the pattern, of at most `limit` pixels a side."""
         if self.frame is not None:
             geometry = self.frame if geometry is None else self.frame @ geometry
-        rectified = whitened(luminance(images), geometry)
+        rectified = whitened(luminance(images), geometry, limit)
         row, column = self.place
         return rectified._replace(x0=rectified.x0 + column * TILE, y0=rectified.y0 + row * TILE)
 

@@ -77,6 +77,13 @@ def test_only_a_marked_image_is_kept(grain, marked):
     assert second.for_window(64, 128).kept is second.kept and second.for_bits(32).kept is second.kept
 
 
+def test_a_strip_is_kept_to_its_ends():
+    grain = 0.5 + 0.03 * torch.randn(1, 3, 128, 4608, generator=torch.Generator().manual_seed(1))
+    strip = grain + 0.02 * FIRST.pattern(BITS, (128, 4608), pilot_share=0.7)
+    kept = SECOND.for_image(strip.clamp(0, 1)).kept
+    assert kept.values.shape[2] >= 4608 // 32
+
+
 def test_half_tiles_are_compared_where_both_are(marked):
     generator = torch.Generator().manual_seed(2)
     values = torch.randn(1, 6, 8, 364, generator=generator)
