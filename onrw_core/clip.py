@@ -84,7 +84,7 @@ class Clip:
         regeneration = regenerations(model, autoencoder, watermark.inversion.unconditional)
         self.mix = training_mix(self.settings.mix, regeneration, marked.extractor.window)
         self.area = None if mask is None else as_mask(mask)
-        self.residual = _unit(marked.residual)
+        self.residual, self.extractor = _unit(marked.residual), marked.extractor
         self.reference = working  # the frame that motion is measured against
         self.before = self.present = Shift(0, 0)  # of the content since the first frame: of the reference, and now
 
@@ -110,7 +110,7 @@ class Clip:
         working = working_image(frame, self.size)
         inside = None if area is None else resized(area, size_of(working), "bilinear")
         new = self._follow(working)
-        extractor = self.marked.extractor.for_window(-self.present.y, -self.present.x)
+        extractor = self.extractor.for_window(-self.present.y, -self.present.x)
         options = self.settings.composing
         self._adapt(Composer(working, options, mask=inside), extractor, working, new)
         composition = compose(frame[None], working + self.residual, working, options, mask=inside, area=area)
@@ -133,6 +133,7 @@ class Clip:
         moved = translation(self.reference, working)
         if moved is None:
             self.reference, self.before, self.present = working, Shift(0, 0), Shift(0, 0)
+            self.extractor = self.marked.extractor.for_scene(working)
             return torch.ones_like(working[:, :1])
         now = Shift(self.before.x + moved.x, self.before.y + moved.y)
         self.residual, new = translated(self.residual, Shift(now.x - self.present.x, now.y - self.present.y))

@@ -1,5 +1,6 @@
 """Clips: the watermark is a part of the scene, goes on where the scene does, and begins again where it ends."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from onrw_core.clip import Clip
 from onrw_core.commands.marker import Marker
 from onrw_core.extractors.keyed.extractor import KeyedExtractor
+from onrw_core.extractors.keyed.tile_average import half_tiles
 from onrw_core.imaging.registration import Shift, translated
 from onrw_core.models import Loaded
 from onrw_core.payload.keys import Key
@@ -76,6 +78,18 @@ def test_a_new_scene_begins_at_the_first_place(marked):
     assert last.extractor.place == marked[0].extractor.place and last.extractor.frame is None
     reading = EXTRACTOR.read(last.image, search=False)
     assert reading.detected and torch.equal(reading.bits, BITS)
+
+
+def test_each_scene_keeps_its_own_watermarks(parts, frames, marked):  # noqa: F811
+    """In a clip that is marked already."""
+    model, autoencoder, *_ = parts
+    first = replace(marked[0], extractor=marked[0].extractor.for_window(0, 0)._keeping(frames[0][None]))
+    clip = Clip(frames[0], first, model, autoencoder, generator=torch.Generator().manual_seed(0), size=192)
+    clip.mark(frames[1])
+    assert clip.extractor.kept is first.extractor.kept
+    clip.mark(frames[-1])
+    there = half_tiles(first.extractor._rectified(frames[-1][None], None)).values
+    assert alike(clip.extractor.kept.values, there) > 0.99 and alike(first.extractor.kept.values, there) < 0.5
 
 
 def test_a_frame_has_a_mask_of_its_own(parts, frames, marked):  # noqa: F811

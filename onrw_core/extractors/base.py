@@ -180,6 +180,14 @@ class Extractor(ABC):
         """The extractor for marking a window of that image, or of the scene around it, which begins at these pixels."""
         return self
 
+    def for_scene(self, image: Tensor) -> Extractor:
+        """The extractor for another scene of a clip whose first frame it is for.
+
+        Args:
+            image: The first working image of that scene, (1, 3, H, W) in [0, 1].
+        """
+        return self
+
     def to(self, device: str | torch.device) -> Extractor:
         """Move its networks, if it has any, to a device; patterns follow the images."""
         self.device = torch.device(device)

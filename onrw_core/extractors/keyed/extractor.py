@@ -131,8 +131,9 @@ class KeyedExtractor(Extractor):
         """
         image = image.detach().cpu()
         present = detect(image, quick=True)
-        if not again:
-            self._refuse_own(image, present)
+        own = self._own(image, present)
+        if own.detected and not again:
+            raise self._already(own)
         digest = hashlib.sha256((image * LEVELS).round().to(torch.uint8).numpy().tobytes()).digest()
         place = self.layer.place(self.key, digest)
         if label is None or not present.found:
@@ -140,10 +141,12 @@ class KeyedExtractor(Extractor):
             extractor.public = present.label if label is None else label
             if present.found:
                 logger.warning("the image has a public layer, which stays: it can be detected without the key")
-            return extractor._keeping(image) if present.found else extractor
-        if present.label is not None and present.label != label:
-            logger.warning("the image has the public label %s, which is not changed to %s", present.label, label)
-        return KeyedExtractor(self.key, self.num_bits, present.label or label, place, present.to_marked)._keeping(image)
+        else:
+            if present.label is not None and present.label != label:
+                logger.warning("the image has the public label %s, which is not changed to %s", present.label, label)
+            extractor = KeyedExtractor(self.key, self.num_bits, present.label or label, place, present.to_marked)
+        # One of this key would be read in place of the new one.
+        return extractor._keeping(image) if present.found and not own.detected else extractor
 
     @torch.no_grad()
     def _keeping(self, image: Tensor) -> KeyedExtractor:
@@ -153,17 +156,24 @@ class KeyedExtractor(Extractor):
 
     def refuse_marked(self, image: Tensor) -> None:
         image = image.detach().cpu()
-        self._refuse_own(image, detect(image, quick=True))
+        own = self._own(image, detect(image, quick=True))
+        if own.detected:
+            raise self._already(own)
 
-    def _refuse_own(self, image: Tensor, present: Detection) -> None:
-        found = read(image, self.layer, search=False, at=present.to_marked)
-        if found.detected:
-            message = decode(found.logits, self.key)
-            carried = f"{message.kind} {message.value}" if message.kind else f"{found.num_bits} raw bits"
-            raise AlreadyMarkedError(
-                f"image: carries a watermark of this key already ({carried}, p = 1e{found.log10_p:.0f}); mark the "
-                "original, or add --again (setting `again`) for a second watermark"
-            )
+    def _own(self, image: Tensor, present: Detection) -> Reading:
+        """The watermark of the same key in an image, if there is one, where the public layer says."""
+        return read(image, self.layer, search=False, at=present.to_marked)
+
+    def _already(self, own: Reading) -> AlreadyMarkedError:
+        message = decode(own.logits, self.key)
+        carried = f"{message.kind} {message.value}" if message.kind else f"{own.num_bits} raw bits"
+        return AlreadyMarkedError(
+            f"image: carries a watermark of this key already ({carried}, p = 1e{own.log10_p:.0f}); mark the "
+            "original, or add --again (setting `again`) for a second watermark"
+        )
+
+    def for_scene(self, image: Tensor) -> KeyedExtractor:
+        return self if self.kept is None else self.for_window(0, 0)._keeping(image.detach().cpu())
 
     def for_window(self, top: int, left: int) -> KeyedExtractor:
         if self.frame is not None or top % TILE or left % TILE:

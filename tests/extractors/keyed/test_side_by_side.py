@@ -75,6 +75,11 @@ def test_only_a_marked_image_is_kept(grain, marked):
     second = SECOND.for_image(marked)
     assert second.kept is not None
     assert second.for_window(64, 128).kept is second.kept and second.for_bits(32).kept is second.kept
+    # Another scene of a clip has its own content; one of the same key is not kept.
+    scene = second.for_scene(marked.flip(3))
+    assert scene.kept.values.shape == second.kept.values.shape and float(_likeness(scene.kept, second.kept)) < 0.5
+    assert second.kept is not None and SECOND.for_scene(marked).kept is None
+    assert FIRST.for_image(marked, again=True).kept is None
 
 
 def test_a_strip_is_kept_to_its_ends():
