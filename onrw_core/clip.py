@@ -84,7 +84,8 @@ class Clip:
         regeneration = regenerations(model, autoencoder, watermark.inversion.unconditional)
         self.mix = training_mix(self.settings.mix, regeneration, marked.extractor.window)
         self.area = None if mask is None else as_mask(mask)
-        self.residual, self.extractor = _unit(marked.residual), marked.extractor
+        self.residual = _unit(marked.residual)
+        self.extractor = marked.extractor  # of the present scene
         self.reference = working  # the frame that motion is measured against
         self.before = self.present = Shift(0, 0)  # of the content since the first frame: of the reference, and now
 
@@ -133,7 +134,7 @@ class Clip:
         moved = translation(self.reference, working)
         if moved is None:
             self.reference, self.before, self.present = working, Shift(0, 0), Shift(0, 0)
-            self.extractor = self.marked.extractor.for_scene(working)
+            self.extractor = self.extractor.for_scene(working)
             return torch.ones_like(working[:, :1])
         now = Shift(self.before.x + moved.x, self.before.y + moved.y)
         self.residual, new = translated(self.residual, Shift(now.x - self.present.x, now.y - self.present.y))

@@ -16,7 +16,18 @@ from ..imaging.atomic import are_one_file, check_writable, is_temporary
 from ..imaging.formats import FORMATS, is_image, kept_suffix
 from .output import remark
 
-__all__ = ["JOURNAL", "KEEP", "Plan", "check_name", "expand", "make_folder", "plan", "sentences", "why_left_out"]
+__all__ = [
+    "JOURNAL",
+    "KEEP",
+    "Plan",
+    "check_free",
+    "check_name",
+    "expand",
+    "make_folder",
+    "plan",
+    "sentences",
+    "why_left_out",
+]
 
 JOURNAL = "onrw-embed.jsonl"  # in the folder of the results, see `journal`
 KEEP = "keep"
@@ -107,11 +118,7 @@ def _planned(jobs: list[tuple[Path, Path]], overwrite: bool, expected: Callable[
         except ValueError as error:
             planned.refused.append((file, error))
             continue
-        if result.exists() and not result.is_file():
-            raise ValueError(f"output {result}: is not a regular file; name another")
-        if result.exists() and not overwrite and not expected(result):
-            what = "is the input itself" if file.exists() and result.samefile(file) else "exists"
-            raise ValueError(f"output {result}: {what}; name another, or give --overwrite")
+        check_free(file, result, lambda result: overwrite or expected(result))
         planned.jobs.append((file, result))
     for folder in dict.fromkeys(result.parent for _, result in planned.jobs):
         make_folder(folder)
@@ -250,6 +257,26 @@ def check_name(result: Path) -> None:
             f"output {result}: its name is too long for the file system; give it, or the photo that it is named "
             "after, a shorter name"
         )
+
+
+def check_free(file: Path, result: Path, replaceable: Callable[[Path], bool]) -> None:
+    """Raise an error if a result would replace what it may not.
+
+    Args:
+        file: The input.
+        result: Of that input.
+        replaceable: Whether a file may be replaced.
+
+    Raises:
+        ValueError: There is a file that may not be replaced, or something else than a file.
+    """
+    if not result.exists():
+        return
+    if not result.is_file():
+        raise ValueError(f"output {result}: is not a regular file; name another")
+    if not replaceable(result):
+        what = "is the input itself" if file.exists() and result.samefile(file) else "exists"
+        raise ValueError(f"output {result}: {what}; name another, or give --overwrite")
 
 
 def _report(remarks: Remarks, word: str = "left out: ") -> None:

@@ -25,7 +25,7 @@ from ..payload.registry import Registry, perceptual_hash
 from ..pipeline import Marked
 from .common import Batch, Progress, p_value
 from .extract import FRAMES
-from .folders import check_name, make_folder
+from .folders import check_free, check_name, make_folder
 from .kept import check_results, sides_of
 from .marker import Marker
 from .messages import VIDEO, Messages
@@ -205,11 +205,7 @@ def _jobs(inputs: list[str], output: str, overwrite: bool) -> list[tuple[Path, P
         seen.add(written)
         if originals.get(str(written), source) != source:
             raise ValueError(f"output {result}: would replace the input {originals[str(written)]}; name another folder")
-        if result.exists() and not result.is_file():
-            raise ValueError(f"output {result}: is not a regular file; name another")
-        if result.exists() and not overwrite:
-            what = "is the input itself" if source.exists() and result.samefile(source) else "exists"
-            raise ValueError(f"output {result}: {what}; name another, or give --overwrite")
+        check_free(source, result, lambda _: overwrite)
     return jobs
 
 

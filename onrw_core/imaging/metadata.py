@@ -162,10 +162,10 @@ def collect(image: Image.Image, chunks: list[Chunk], content: bytes) -> dict:
         found |= _of_jpeg(image, content, dropped)
     elif image.format == "WEBP":
         dropped += _unknown_in_webp(content)
-    elif (
-        image.format == "GIF" and (extension := image.info.get("extension", LOOP_EXTENSIONS)[0]) not in LOOP_EXTENSIONS
-    ):
-        dropped.append(f"GIF's extension {extension.decode('latin-1')}")
+    elif image.format == "GIF" and "extension" in image.info:
+        name, _ = image.info["extension"]
+        if name not in LOOP_EXTENSIONS:
+            dropped.append(f"GIF's extension {name.decode('latin-1')}")
     for kind, data in chunks:
         if kind == PROFILE_CHUNK:
             found["icc_profile"] = _text(b"zTXt", data)  # a name and compressed data, as in that chunk

@@ -145,7 +145,7 @@ class KeyedExtractor(Extractor):
             if present.label is not None and present.label != label:
                 logger.warning("the image has the public label %s, which is not changed to %s", present.label, label)
             extractor = KeyedExtractor(self.key, self.num_bits, present.label or label, place, present.to_marked)
-        # One of this key would be read in place of the new one.
+        # If one of this key were kept, it would be read in place of the new one.
         return extractor._keeping(image) if present.found and not own.detected else extractor
 
     @torch.no_grad()
